@@ -1,0 +1,120 @@
+"""Contact sheets: captions beside their pictures at every resolution.
+
+A sheet has one row a caption: the wrapped caption on the left, then one tile a resolution, low to high. Tiles are enlarged
+to one common side by whole multiples without smoothing, so that a pixel of the model is a square on the sheet. Many
+captions are laid out in several blocks side by side.
+
+Called by `train` (samples on the way), `evaluate` (grid.png) and `sample`.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from PIL.ImageFont import FreeTypeFont
+
+Picture = Image.Image | np.ndarray
+"A PIL image, or uint8 [resolution, resolution, 3]."
+
+_TILE = 128  # least side of a tile on the sheet, in pixels
+_CAPTION = 176  # width of the captions
+_GAP = 8  # between tiles
+_MARGIN = 24  # around the sheet and between blocks
+_FONT = 16
+_LINE = 20  # height of a line of text
+_INK, _FAINT, _FRAME, _PAPER = "#1c1c22", "#76767f", "#dcdce2", "#ffffff"
+
+
+def contact_sheet(
+    captions: Sequence[str],
+    images: Mapping[int, Sequence[Picture]],
+    *,
+    title: str = "",
+    blocks: int = 1,
+) -> Image.Image:
+    """Draw captions and their pictures on one RGB image.
+
+    Args:
+        captions: one a row.
+        images: resolution in pixels to its pictures, as many as there are captions; the highest resolution must be a
+            multiple of the others.
+        title: a line above everything.
+        blocks: groups of rows side by side; rows fill the first block first.
+
+    Raises:
+        ValueError: there is nothing to draw, or not one picture a caption.
+    """
+    resolutions = sorted(images)
+    wrong = [r for r in resolutions if len(images[r]) != len(captions)]
+    if not captions or not resolutions or wrong:
+        counts = {r: len(images[r]) for r in resolutions}
+        raise ValueError(f"a sheet of {len(captions)} captions got these pictures: {counts}")
+    tile = resolutions[-1] * -(-_TILE // resolutions[-1])
+    blocks = min(blocks, len(captions))
+    rows = -(-len(captions) // blocks)
+    width = _CAPTION + len(resolutions) * (tile + _GAP)
+    top = _MARGIN + (_LINE + _GAP if title else 0)
+    size = (
+        _MARGIN + blocks * (width + _MARGIN),
+        top + _LINE + _GAP + rows * (tile + _GAP) + _MARGIN - _GAP,
+    )
+    sheet = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    font = _font()
+    draw.text((_MARGIN, _MARGIN), title, fill=_INK, font=font)
+    for i, caption in enumerate(captions):
+        block, row = divmod(i, rows)
+        left = _MARGIN + block * (width + _MARGIN)
+        y = top + _LINE + _GAP + row * (tile + _GAP)
+        lines = wrap(caption, _CAPTION - 2 * _GAP, max_lines=tile // _LINE)
+        draw.text((left, y + tile // 2), "\n".join(lines), fill=_INK, font=font, anchor="lm")
+        for column, resolution in enumerate(resolutions):
+            x = left + _CAPTION + column * (tile + _GAP)
+            if row == 0:
+                heading = (x + tile // 2, top + _LINE // 2)
+                draw.text(heading, f"{resolution} px", fill=_FAINT, font=font, anchor="mm")
+            picture = _picture(images[resolution][i])
+            sheet.paste(picture.resize((tile, tile), Image.Resampling.NEAREST), (x, y))
+            draw.rectangle((x - 1, y - 1, x + tile, y + tile), outline=_FRAME)
+    return sheet
+
+
+def wrap(text: str, width: int, max_lines: int) -> list[str]:
+    """Break text into lines of at most `width` pixels; what does not fit in `max_lines` becomes an ellipsis."""
+    font, lines, words = _font(), [""], text.split()
+    while words:
+        word = words.pop(0)
+        longer = f"{lines[-1]} {word}".lstrip()
+        if font.getlength(longer) <= width:
+            lines[-1] = longer
+        elif len(lines) == max_lines:
+            return [*lines[:-1], _cut(lines[-1] or word, width)]
+        elif lines[-1]:
+            lines.append("")
+            words.insert(0, word)
+        else:  # one word wider than the line
+            fits = next(
+                n for n in range(len(word), 0, -1) if n == 1 or font.getlength(word[:n]) <= width
+            )
+            lines[-1] = word[:fits]
+            lines.append("")
+            words.insert(0, word[fits:])
+    return lines
+
+
+def _cut(line: str, width: int) -> str:
+    """The line's beginning with an ellipsis that still fits."""
+    font = _font()
+    while line and font.getlength(line + "...") > width:
+        line = line[:-1]
+    return line.rstrip() + "..."
+
+
+def _picture(picture: Picture) -> Image.Image:
+    return Image.fromarray(np.asarray(picture)) if not isinstance(picture, Image.Image) else picture
+
+
+def _font() -> FreeTypeFont:
+    font = ImageFont.load_default(_FONT)
+    assert isinstance(font, FreeTypeFont)  # Pillow's wheels come with FreeType
+    return font
