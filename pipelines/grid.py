@@ -93,18 +93,17 @@ def wrap(text: str, width: int, max_lines: int) -> list[str]:
             lines.append("")
             words.insert(0, word)
         else:  # one word wider than the line
-            fits = next(
-                n for n in range(len(word), 0, -1) if n == 1 or font.getlength(word[:n]) <= width
-            )
-            lines[-1] = word[:fits]
-            lines.append("")
+            fits = 1
+            while font.getlength(word[: fits + 1]) <= width:
+                fits += 1
+            lines[-1:] = [word[:fits], ""]
             words.insert(0, word[fits:])
     return lines
 
 
 def _cut(line: str, width: int) -> str:
     """The line's beginning with an ellipsis that still fits."""
-    font = _font()
+    font, line = _font(), line[:width]
     while line and font.getlength(line + "...") > width:
         line = line[:-1]
     return line.rstrip() + "..."
