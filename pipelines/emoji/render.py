@@ -34,22 +34,21 @@ CLASH_SHARE = 0.25  # of an outline may clash with a background
 
 @dataclasses.dataclass(frozen=True)
 class Background:
-    """A plain background: its name with the article, a second honest name, and its sRGB colour."""
+    """A plain background: its name with the article, and its sRGB colour."""
 
     name: str
-    alias: str
     rgb: tuple[int, int, int]
 
 
 BACKGROUNDS = (
-    Background("a white", "a plain white", (255, 255, 255)),
-    Background("a yellow", "a bright yellow", (255, 226, 64)),
-    Background("an orange", "a bright orange", (255, 145, 40)),
-    Background("a pink", "a light pink", (255, 182, 205)),
-    Background("a purple", "a medium purple", (150, 105, 210)),
-    Background("a blue", "a light blue", (110, 190, 250)),
-    Background("a green", "a light green", (125, 210, 110)),
-    Background("a gray", "a plain gray", (150, 150, 155)),
+    Background("a white", (255, 255, 255)),
+    Background("a yellow", (255, 226, 64)),
+    Background("an orange", (255, 145, 40)),
+    Background("a pink", (255, 182, 205)),
+    Background("a purple", (150, 105, 210)),
+    Background("a blue", (110, 190, 250)),
+    Background("a green", (125, 210, 110)),
+    Background("a gray", (150, 150, 155)),
 )
 
 
@@ -153,16 +152,14 @@ def choose_backgrounds(
 
 
 def captions_of(names: tuple[str, ...], background: Background) -> list[str]:
-    """Returns the captions of one picture: the first name three ways, every other name once."""
-    first, *others = names
+    """Returns three captions of one picture: each name on its background, and the first name in other words."""
+    first = names[0]
     bare = first.removeprefix("a ").removeprefix("an ").removeprefix("the ")
     colour = background.name.split(" ", 1)[1]
-    return [
-        f"{first} on {background.name} background",
-        f"{bare}, {colour} background",
-        *(f"{other} on {background.name} background" for other in others),
-        f"{first} against {background.alias} background",
-    ]
+    captions = [f"{name} on {background.name} background" for name in names]
+    captions.append(f"{bare}, {colour} background")
+    captions.append(f"{first} in front of {background.name} background")
+    return captions[:3]
 
 
 def annotation_file(
