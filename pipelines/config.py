@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -190,9 +190,9 @@ class RayConfig:
     """Ray. The first two matter only where a stage starts a local Ray, not where it joins a cluster."""
 
     num_cpus: int | None
-    "Logical CPUs of a local Ray; null for what the machine has, and at least 4."
+    "Logical CPUs of a local Ray; null for what the machine has."
     object_store_bytes: int | None
-    "Memory of a local Ray's object store; null lets Ray decide, at most 2 GB here."
+    "Memory of a local Ray's object store; null lets Ray decide."
     shared_paths: bool
     "Say that every node of a cluster sees local paths, for example over NFS; s3:// needs no such promise."
 
@@ -274,17 +274,20 @@ def from_yaml(text: str, source: str = "config.yaml") -> Config:
         UserError: naming ``source``, where the text is not a whole configuration.
     """
     with _told(f" ({source})"):
-        return _build(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(text)))
+        tree = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(text))
+        return _build(cast(DictConfig, tree))
 
 
 def to_yaml(config: Config) -> str:
     """All of the configuration as YAML, resolved."""
-    return cast(str, OmegaConf.to_yaml(OmegaConf.structured(config)))
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def fingerprint(*sections: object) -> str:
     """16 hex digits that depend on every value of the given dataclasses or plain values, and on nothing else."""
-    values = [asdict(section) if _is_section(section) else section for section in sections]
+    values = [
+        asdict(cast(Any, section)) if _is_section(section) else section for section in sections
+    ]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -297,7 +300,7 @@ def differences(
         Dotted key, value before, value after; empty when they are equal.
     """
     found: list[tuple[str, object, object]] = []
-    for field in fields(before):  # type: ignore[arg-type]
+    for field in fields(cast(Any, before)):
         key, old, new = prefix + field.name, getattr(before, field.name), getattr(after, field.name)
         if _is_section(old):
             found += differences(old, new, key + ".")
@@ -345,7 +348,7 @@ def _merge_override(merged: DictConfig, override: str) -> DictConfig:
 
 def _build(merged: DictConfig) -> Config:
     """The dataclasses of a merged tree; section by section, so that an error can name its section."""
-    values = {}
+    values: dict[str, Any] = {}
     for field in fields(Config):
         with _told(), _named(field.name):
             node = merged[field.name]
