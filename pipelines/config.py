@@ -253,7 +253,7 @@ def load_config(
     Raises:
         UserError: whatever is wrong with file, preset or overrides.
     """
-    path = Path(config_file) if config_file is not None else default_file()
+    path = Path(config_file or default_file())
     tree = _read(path)
     presets = tree["presets"]
     if preset not in presets:
@@ -261,21 +261,23 @@ def load_config(
     merged = OmegaConf.structured(Config)
     for label, part in (("base", tree["base"]), (f"presets.{preset}", presets[preset])):
         with _told(f" ({path}, {label})"):
-            merged = OmegaConf.merge(merged, part or {}, {"preset": preset})
+            merged = _merge(merged, part or {}, {"preset": preset})
     for override in overrides:
         merged = _merge_override(merged, override)
     return _build(merged)
 
 
-def from_yaml(text: str, source: str = "config.yaml") -> Config:
-    """The configuration that `to_yaml` wrote.
+def from_yaml(text: str, source: str = "config.yaml", overrides: Sequence[str] = ()) -> Config:
+    """The configuration that `to_yaml` wrote, with overrides on top.
 
     Raises:
         UserError: naming ``source``, where the text is not a whole configuration.
     """
     with _told(f" ({source})"):
-        tree = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(text))
-        return _build(cast(DictConfig, tree))
+        merged = _merge(OmegaConf.structured(Config), OmegaConf.create(text))
+    for override in overrides:
+        merged = _merge_override(merged, override)
+    return _build(merged)
 
 
 def to_yaml(config: Config) -> str:
@@ -309,6 +311,11 @@ def differences(
     return found
 
 
+def preset_names(config_file: str | Path | None = None) -> list[str]:
+    """Names of the presets in a configuration file, in its order."""
+    return [str(name) for name in _read(Path(config_file or default_file()))["presets"]]
+
+
 def default_file() -> Path:
     """``ray_config.yaml``: beside this module where the package is installed, one folder up in a checkout."""
     here = Path(__file__).resolve().parent
@@ -336,14 +343,18 @@ def _read(path: Path) -> DictConfig:
     return tree
 
 
-def _merge_override(merged: DictConfig, override: str) -> DictConfig:
+def _merge(*parts: object) -> DictConfig:
+    return cast(DictConfig, OmegaConf.merge(*cast(Any, parts)))
+
+
+def _merge_override(merged: DictConfig, override: str) -> Merged:
     key, equals, value = override.partition("=")
     if not (key and equals):
         raise UserError(f"override {override!r} must look like section.key=value")
     if key == "preset":
         raise UserError(f"{override}: choose a preset with --preset {value}")
     with _told(key=key, value=value):
-        return cast(DictConfig, OmegaConf.merge(merged, OmegaConf.from_dotlist([override])))
+        return _merge(merged, OmegaConf.from_dotlist([override]))
 
 
 def _build(merged: DictConfig) -> Config:

@@ -277,7 +277,7 @@ class Progress:
         self.stage, self.total, self.unit = stage, total, unit
         self.done = self._first = done
         self._began = time.monotonic()
-        self._said = -float("inf")
+        self._said, self._said_done = -float("inf"), -1
         self._fields: dict[str, object] = {}
         self._bar = _bar(stage, total, unit, done) if sys.stderr.isatty() else None
 
@@ -291,7 +291,7 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is None and self._said < self._began + self._elapsed():
+        if kind is None and self._said_done != self.done:
             self._say(0.0)
         if self._bar is not None:
             self._bar.close()
@@ -318,7 +318,7 @@ class Progress:
         now = time.monotonic()
         if self._bar is not None or now - self._said < pause:
             return
-        self._said = now
+        self._said, self._said_done = now, self.done
         left = self.seconds_left()
         event(
             logger,

@@ -1,0 +1,204 @@
+"""The command line: ``layered STAGE ...`` and ``python -m pipelines.STAGE ...`` are the same thing.
+
+A stage is a module with two functions: ``check(config)`` raises `UserError` where an input is missing and returns lines that
+say what the stage would do; ``run(config)`` does it. It is imported only when its turn comes, so that help is quick and a
+mistake in the configuration is told before Ray starts.
+
+Exit codes: 0 done, 1 failed, 2 a mistake of the user's (one line, no traceback), 130 interrupted, 143 terminated.
+"""
+
+import argparse
+import importlib
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from pipelines.config import Config
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """What the help says about a stage."""
+
+    summary: str
+    description: str
+    example: str
+
+
+STAGES = {
+    "prepare": Stage(
+        summary="pictures and captions -> dataset",
+        description="Reads pictures and captions in the layout of COCO, crops and resizes the pictures, encodes the\n"
+        "captions, and writes a dataset of Parquet files. What cannot be used is listed with its reason.",
+        example="layered prepare --preset photo128 data.train_images=s3://bucket/train2017",
+    ),
+    "train": Stage(
+        summary="dataset -> model",
+        description="Trains a layered model on a prepared dataset. The same command again goes on from the last\n"
+        "checkpoint.",
+        example="layered train --preset demo train.num_images=4096",
+    ),
+    "evaluate": Stage(
+        summary="model and dataset -> scores",
+        description="Draws pictures for captions of the validation split and scores them at every resolution.",
+        example="layered evaluate --run runs/demo evaluate.num_images=256",
+    ),
+    "sample": Stage(
+        summary="model and a prompt -> pictures",
+        description="Draws pictures of a prompt at every resolution, as PNG files and one sheet.",
+        example='layered sample "a red apple" --run runs/demo --seed 7',
+    ),
+    "demo": Stage(
+        summary="all of the above on the embedded pictures",
+        description="Runs prepare, train, evaluate and sample as jobs of a local Ray. Interrupted, it goes on where it was.",
+        example="layered demo",
+    ),
+    "config": Stage(
+        summary="print a resolved configuration",
+        description="Prints what a stage would be run with.",
+        example="layered config --preset coco512 train.num_workers=16",
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: stage and its arguments; those of the process where absent.
+
+    Returns:
+        The exit code.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = _top_parser().parse_args(arguments[:1]).stage
+    options = _stage_parser(name).parse_intermixed_args(arguments[1:])
+    signal.signal(signal.SIGTERM, _terminate)
+
+    from pipelines.config import UserError
+
+    try:
+        return _run(name, options)
+    except UserError as error:
+        # Ray wraps what a task raised into an error of the same type, whose text is a traceback.
+        print(f"error: {getattr(error, 'cause', error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _run(name: str, options: argparse.Namespace) -> int:
+    from pipelines.config import to_yaml
+
+    config = _load(name, options)
+    if name == "config" or options.print_config:
+        print(to_yaml(config), end="")
+        return 0
+
+    from pipelines.session import set_environment, setup_logging
+
+    setup_logging()
+    set_environment()
+    stage = importlib.import_module(f"pipelines.{name}")
+    if options.dry_run:
+        print(*stage.check(config), sep="\n")
+    elif name == "sample":
+        stage.run(config, options.prompt, num_images=options.num_images, output=options.output)
+    else:
+        stage.run(config)
+    return 0
+
+
+def _load(name: str, options: argparse.Namespace) -> "Config":
+    """The configuration of a preset, or without one that of an earlier run."""
+    from pipelines.config import UserError, from_yaml, load_config, preset_names
+
+    overrides = [
+        # A quoted string: a path such as 007 must not be read as a number.
+        f"{key}={json.dumps(str(value), ensure_ascii=False)}"
+        for key in ("dataset", "run", "seed")
+        if (value := getattr(options, key, None)) is not None
+    ]
+    overrides += options.overrides
+    preset = options.preset or ("demo" if name == "demo" else None)
+    if preset is not None:
+        return load_config(preset, overrides, options.config)
+    if options.run is not None:
+        return from_yaml(_run_config(options.run), f"{options.run}/config.yaml", overrides)
+    names = ", ".join(preset_names(options.config))
+    raise UserError(f"give --preset NAME (one of {names}), or --run DIR of an earlier run")
+
+
+def _run_config(run: str) -> str:
+    import fsspec
+
+    from pipelines.config import UserError
+
+    path = f"{run.rstrip('/')}/config.yaml"
+    try:
+        with fsspec.open(path, "r", encoding="utf-8") as file:
+            return str(file.read())
+    except FileNotFoundError as error:
+        raise UserError(f"run={run!r}: no {path}; train first, or give --preset NAME") from error
+
+
+def _top_parser() -> argparse.ArgumentParser:
+    width = max(map(len, STAGES))
+    stages = "\n".join(f"  {name:{width}}  {stage.summary}" for name, stage in STAGES.items())
+    parser = argparse.ArgumentParser(
+        prog="layered",
+        usage="layered STAGE [options] [key=value ...]",
+        description=f"Layered diffusion: text to pictures of several resolutions at once.\n\nstages:\n{stages}",
+        epilog="`layered STAGE --help` says more about one. Start with `layered demo`.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("stage", choices=STAGES, metavar="STAGE", help="what to do")
+    return parser
+
+
+def _stage_parser(name: str) -> argparse.ArgumentParser:
+    stage = STAGES[name]
+    parser = argparse.ArgumentParser(
+        prog=f"layered {name}",
+        description=stage.description,
+        epilog=f"example:\n  {stage.example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    if name == "sample":
+        _add_sample_arguments(parser)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="setting to override")
+    parser.add_argument("--preset", help="preset of the configuration file")
+    parser.add_argument(
+        "--config", metavar="FILE", help="instead of the ray_config.yaml that comes along"
+    )
+    parser.add_argument(
+        "--dataset", metavar="DIR", help="prepared dataset; the same as dataset=DIR"
+    )
+    parser.add_argument(
+        "--run",
+        metavar="DIR",
+        help="directory of the run; without --preset, its configuration is used again",
+    )
+    if name != "config":
+        parser.add_argument("--print-config", action="store_true", help="print it and do nothing")
+        parser.add_argument(
+            "--dry-run", action="store_true", help="check everything, say what would be done"
+        )
+    return parser
+
+
+def _add_sample_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", help="what to draw")
+    parser.add_argument("--seed", type=int, help="pictures of one seed are the same every time")
+    parser.add_argument("--num-images", type=int, default=4, metavar="N", help="how many (4)")
+    parser.add_argument("--output", metavar="DIR", help="where to write (the run's samples/)")
+
+
+def _terminate(signum: int, frame: object) -> NoReturn:
+    """``ray job stop`` sends SIGTERM and kills after three seconds; leaving by an exception closes what is open."""
+    raise SystemExit(128 + signum)
