@@ -1,0 +1,120 @@
+"""A model at rest: ``config.json`` and ``model.safetensors`` in one directory, without a pickle.
+
+The configuration holds everything that is needed to use the weights as they were trained: the network's shape, the diffusion
+(schedules belong to the checkpoint), which text encoder, and how to sample by default. It names the weights by their SHA-256,
+which is checked on loading. Directories may be local or anything fsspec opens, such as ``s3://bucket/model``. Called by
+`pipeline` and the training stage.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+import safetensors.torch
+from torch import Tensor
+
+from layered_model.diffusion import DiffusionConfig
+from layered_model.sampler import SamplerKind
+from layered_model.text import EncoderInfo
+from layered_model.unet import UNetConfig
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+FORMAT = 1
+"""Version of `config.json`; any other is refused."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingDefaults:
+    """How pictures are drawn where the caller does not say."""
+
+    sampler: SamplerKind
+    "Which sampler."
+    num_steps: int
+    "Network evaluations of a picture."
+    guidance: float
+    "w in uncond + w (cond - uncond); 1 is off."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Everything about a model but its weights."""
+
+    network: UNetConfig
+    diffusion: DiffusionConfig
+    text: EncoderInfo
+    sampling: SamplingDefaults
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of ``dataclasses.asdict``, also after a round trip through JSON.
+
+        Raises:
+            ValueError: if a key is missing, unknown or out of range.
+        """
+        try:
+            return cls(
+                network=_section(UNetConfig, values["network"]),
+                diffusion=_section(DiffusionConfig, values["diffusion"]),
+                text=_section(EncoderInfo, values["text"]),
+                sampling=_section(SamplingDefaults, values["sampling"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{CONFIG_FILE}: {error}") from error
+
+
+def _section(kind: Any, values: Mapping[str, Any]) -> Any:
+    """A flat dataclass whose lists in JSON are tuples."""
+    missing = {field.name for field in fields(kind)} - set(values)
+    if missing:
+        raise KeyError(f"{kind.__name__} lacks {', '.join(sorted(missing))}")
+    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+def encode(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, bytes]:
+    """The directory's files, by name, in the order to write them: the configuration last, as the sign of completeness."""
+    content = safetensors.torch.save({name: w.detach().cpu() for name, w in weights.items()})
+    description = {
+        "format": FORMAT,
+        "weights_sha256": hashlib.sha256(content).hexdigest(),
+        **asdict(config),
+    }
+    return {
+        WEIGHTS_FILE: content,
+        CONFIG_FILE: (json.dumps(description, indent=2) + "\n").encode(),
+    }
+
+
+def load(path: str) -> tuple[ModelConfig, dict[str, Tensor], str]:
+    """Configuration, weights on the CPU and the weights' SHA-256 of a model's directory.
+
+    Raises:
+        FileNotFoundError: if it is not a model's directory.
+        ValueError: if the format is another one or the weights are damaged.
+    """
+    description = json.loads(_read(path, CONFIG_FILE))
+    if description.pop("format", None) != FORMAT:
+        raise ValueError(f"{path}/{CONFIG_FILE}: format must be {FORMAT}")
+    expected = description.pop("weights_sha256")
+    content = _read(path, WEIGHTS_FILE)
+    found = hashlib.sha256(content).hexdigest()
+    if found != expected:
+        raise ValueError(
+            f"{path}/{WEIGHTS_FILE} is damaged: its SHA-256 is {found}, {CONFIG_FILE} says {expected}"
+        )
+    return ModelConfig.from_dict(description), safetensors.torch.load(content), expected
+
+
+def _read(path: str, name: str) -> bytes:
+    import fsspec
+
+    location = f"{str(path).rstrip('/')}/{name}"
+    try:
+        with fsspec.open(location, "rb") as file:
+            return bytes(file.read())
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{location} is missing: {path} is not a model's directory"
+        ) from error

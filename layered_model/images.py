@@ -1,0 +1,19 @@
+"""The one pair of conversions between pictures at rest and pictures in the model.
+
+At rest: uint8, NHWC, 0 to 255. In the model: float32, NCHW, -1 to 1. Called wherever pictures enter or leave.
+"""
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+
+def to_float(pictures: UInt8[Tensor, "b h w c"]) -> Float[Tensor, "b c h w"]:
+    """uint8 NHWC to float32 NCHW in [-1, 1]."""
+    return pictures.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1.0
+
+
+def to_uint8(x0: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b h w c"]:
+    """Float NCHW to uint8 NHWC; values outside [-1, 1] are clamped, here and nowhere earlier."""
+    levels = (x0.float() + 1.0) * 127.5
+    return levels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()

@@ -1,0 +1,92 @@
+"""Orthonormal resampling between resolutions: the one operator for noise and for pictures.
+
+For two resolutions ``n > m`` with ratio ``k = n / m`` a matrix ``A`` of shape ``[m, n]`` with orthonormal rows
+(``A A^T = I``) is applied along both axes:
+
+    P x = A x A^T        projection; white noise of variance 1 stays white with variance 1
+    D x = P x / k        amplitude-preserving downscale for pictures (a constant stays that constant)
+    U y = k A^T y A      right inverse of D: D U = I
+
+Two families:
+
+* ``sinc``: ``A = C_m^T [I 0] C_n`` with ``C`` the orthonormal DCT-II, that is, keep the lowest ``m`` frequencies of ``n``.
+  This is ideal (sinc) low-pass interpolation with mirrored borders; it is real, pixel-centred and composes exactly.
+* ``box``: average pooling times k. As white as sinc, but it mixes frequencies of the higher resolution into the lower.
+
+Cropping a plain FFT instead shifts the grid by half a pixel and loses variance at the Nyquist bin; bicubic or Lanczos
+filters colour the noise. Called by `noise`, `diffusion` and `sampler`.
+"""
+
+import math
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Kernel = Literal["sinc", "box"]
+
+
+def _dct_matrix(n: int) -> Float[Tensor, "n n"]:
+    """Orthonormal DCT-II, float64: row f holds frequency f."""
+    position = torch.arange(n, dtype=torch.float64)
+    matrix = torch.cos(math.pi / n * (position + 0.5) * position[:, None]) * math.sqrt(2.0 / n)
+    matrix[0] /= math.sqrt(2.0)
+    return matrix
+
+
+@lru_cache(maxsize=128)
+def resampling_matrix(
+    kernel: Kernel, high: int, low: int, dtype: torch.dtype, device: torch.device
+) -> Float[Tensor, "low high"]:
+    """The matrix ``A`` from ``high`` to ``low`` pixels, computed in float64 and kept per dtype and device.
+
+    Raises:
+        ValueError: if ``high`` is not a multiple of ``low`` or the kernel is unknown.
+    """
+    if low < 1 or high % low:
+        raise ValueError(f"resolution {high} is not a multiple of {low}")
+    if kernel == "sinc":
+        matrix = _dct_matrix(low).T @ _dct_matrix(high)[:low]
+    elif kernel == "box":
+        ratio = high // low
+        matrix = torch.eye(low, dtype=torch.float64).repeat_interleave(ratio, dim=1)
+        matrix /= math.sqrt(ratio)
+    else:
+        raise ValueError(f"kernel {kernel!r} is unknown; use 'sinc' or 'box'")
+    return matrix.to(device, dtype)
+
+
+def _working_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def project(
+    x: Float[Tensor, "*batch high high"], low: int, kernel: Kernel = "sinc"
+) -> Float[Tensor, "*batch low low"]:
+    """``P x``: keeps white noise white with the same variance. Computed in float32 at least, also under autocast."""
+    if x.shape[-1] == low:
+        return x
+    matrix = resampling_matrix(kernel, x.shape[-1], low, _working_dtype(x), x.device)
+    with torch.autocast(x.device.type, enabled=False):
+        return matrix @ x.to(matrix.dtype) @ matrix.T
+
+
+def downscale(
+    x: Float[Tensor, "*batch high high"], low: int, kernel: Kernel = "sinc"
+) -> Float[Tensor, "*batch low low"]:
+    """``D x``: keeps the amplitude of a picture. Sinc overshoots [-1, 1] at edges; clamp only when saving."""
+    return project(x, low, kernel) * (low / x.shape[-1])
+
+
+def upscale(
+    x: Float[Tensor, "*batch low low"], high: int, kernel: Kernel = "sinc"
+) -> Float[Tensor, "*batch high high"]:
+    """``U x``: band-limited upscaling (nearest for ``box``), with ``downscale(upscale(x)) == x``."""
+    low = x.shape[-1]
+    if low == high:
+        return x
+    matrix = resampling_matrix(kernel, high, low, _working_dtype(x), x.device)
+    with torch.autocast(x.device.type, enabled=False):
+        return matrix.T @ x.to(matrix.dtype) @ matrix * (high / low)
