@@ -219,7 +219,7 @@ def describe(name: str, *, revision: str | None = None, max_tokens: int) -> Enco
         except (OSError, ValueError) as error:
             raise ValueError(_unavailable(name, error)) from error
         config = loaded.to_dict()
-        weights = f"{name}@{getattr(loaded, '_commit_hash', None) or revision}"
+        weights = f"{name}@{getattr(loaded, '_commit_hash', None) or revision or 'main'}"
     text = {**config, **(config.get("text_config") or {})}  # CLIP has one of each tower
     width = text.get("d_model") or text["hidden_size"]
     longest = None if "d_model" in text else text.get("max_position_embeddings")

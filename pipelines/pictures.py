@@ -53,9 +53,9 @@ def center_square(picture: Image.Image, resolution: int) -> Image.Image:
 
 
 def encode(
-    picture: Image.Image, image_format: Literal["png", "webp", "jpeg"], quality: int
+    picture: Image.Image, image_format: Literal["png", "webp", "jpeg"], quality: int | None
 ) -> bytes:
-    """Encodes a picture; png and webp without loss, jpeg with ``quality`` from 1 to 100."""
+    """Encodes a picture: png and webp without loss, jpeg with ``quality`` from 1 to 100."""
     options = dict(SAVE_OPTIONS[image_format])
     if image_format == "jpeg":
         options["quality"] = quality

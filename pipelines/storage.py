@@ -55,6 +55,14 @@ def is_directory(path: str) -> bool:
     return os.path.isdir(path)
 
 
+def is_empty(directory: str) -> bool:
+    """Whether nothing is there, or a directory with nothing in it."""
+    if is_remote(directory):
+        filesystem, name = _remote(directory)
+        return not filesystem.find(name, maxdepth=1, withdirs=True)
+    return not (os.path.isdir(directory) and os.listdir(directory))
+
+
 def read_bytes(path: str) -> bytes:
     """The content of a file.
 

@@ -1,0 +1,368 @@
+"""Pictures and captions -> prepared dataset, on Ray Data.
+
+The annotation files are checked before Ray starts and cut into units of ``data.rows_per_file`` pictures. Each unit is
+decoded by a task, gets its text from an actor that holds the encoder, and becomes one Parquet file (`pipelines.units`).
+The manifest is written last: a directory with one is a finished dataset, and
+
+    rows + rejects = pictures of the annotation file.
+
+Running the same command again after an interruption keeps the files that are there and makes the missing ones; on a
+finished dataset it does nothing. Content is decided by `schema.Settings` alone, neither by the number of workers nor by
+the order in which they finish. Run by `cli`.
+"""
+
+import collections
+import dataclasses
+import functools
+import io
+import json
+import logging
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow.parquet as pq
+
+from layered_model.text import describe
+from pipelines import schema, storage, units
+from pipelines.annotations import Annotations, read_annotations
+from pipelines.config import Config, UserError, fingerprint
+from pipelines.schema import Counts, DataFile, Manifest, Settings, Split
+from pipelines.session import Needs, Progress, connect, event
+
+logger = logging.getLogger(__name__)
+
+SETTING_KEYS = {
+    "version": "version of the dataset's format",
+    "encoder": "text.encoder",
+    "encoder_weights": "weights of text.encoder",
+    "text_width": "model.text_width",
+    "max_tokens": "text.max_tokens",
+    "resolution": "model.resolutions",
+}
+"""What a user knows a setting as; the others are ``data.<name>``."""
+
+Finished = dict[tuple[str, int], tuple[DataFile, Counts]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What is to be made."""
+
+    dataset: str
+    "Absolute path."
+    images: dict[str, str]
+    "Split -> absolute path of its pictures' folder."
+    annotations: dict[str, Annotations]
+    settings: Settings
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the settings."""
+        return fingerprint(self.settings)
+
+    @property
+    def num_images(self) -> int:
+        """Pictures of the annotation files."""
+        return sum(len(annotations.entries) for annotations in self.annotations.values())
+
+    def num_units(self, split: str) -> int:
+        """Files of a split; at least one, so that a reader finds the columns."""
+        num_entries = len(self.annotations[split].entries)
+        return max(1, math.ceil(num_entries / self.settings.rows_per_file))
+
+    def units(self) -> Iterator[units.Row]:
+        """Rows for `units.decode_unit`."""
+        step = self.settings.rows_per_file
+        for split, annotations in self.annotations.items():
+            for index in range(self.num_units(split)):
+                entries = annotations.entries[index * step : (index + 1) * step]
+                content = json.dumps([dataclasses.asdict(entry) for entry in entries])
+                yield {"split": split, "index": index, "entries": content}
+
+
+def check(config: Config) -> list[str]:
+    """Checks all input without starting Ray.
+
+    Returns:
+        Lines that say what would be done.
+
+    Raises:
+        UserError: an input is missing or broken, or the output cannot be written or holds something else.
+    """
+    plan = _plan(config)
+    state = "is finished already" if _is_finished(plan) else "would be written"
+    return [
+        f"dataset {plan.dataset} {state}: {plan.num_images} pictures of "
+        f"{plan.settings.resolution} px, text by {plan.settings.encoder}"
+    ]
+
+
+def run(config: Config) -> Manifest:
+    """Prepares a dataset, or what is missing of it.
+
+    Returns:
+        What the finished dataset holds.
+
+    Raises:
+        UserError: as `check`, or too many pictures cannot be used.
+    """
+    plan = _plan(config)
+    if _is_finished(plan):
+        event(logger, "prepared", dataset=plan.dataset, state="finished already")
+        return _read_manifest(plan)
+    storage.require_writable(plan.dataset, "dataset")
+    settings = json.dumps(dataclasses.asdict(plan.settings), indent=2) + "\n"
+    storage.write_atomically(storage.join(plan.dataset, schema.SETTINGS), settings.encode())
+    finished = _find_finished(plan)
+    missing = [row for row in plan.units() if (row["split"], row["index"]) not in finished]
+    if missing:
+        finished |= _make(config, plan, missing, finished)
+    manifest = _manifest(plan, finished)
+    _check_rejects(config, plan, manifest)
+    storage.write_atomically(
+        storage.join(plan.dataset, schema.MANIFEST), manifest.to_json().encode()
+    )
+    storage.remove(storage.join(plan.dataset, schema.SETTINGS))
+    for name, split in manifest.splits.items():
+        event(logger, "prepared", split=name, **dataclasses.asdict(split.counts))
+    event(logger, "prepared", dataset=plan.dataset)
+    return manifest
+
+
+def _plan(config: Config) -> Plan:
+    data, text = config.data, config.text
+    dataset = storage.absolute(config.dataset)
+    images, annotations = {}, {}
+    for split in schema.SPLITS:
+        key = f"data.{split}_images"
+        images[split] = storage.absolute(getattr(data, f"{split}_images"))
+        if not storage.is_directory(images[split]):
+            raise UserError(f"{key}={images[split]!r}: there is no such folder")
+        key = f"data.{split}_annotations"
+        path = storage.absolute(getattr(data, f"{split}_annotations"))
+        annotations[split] = read_annotations(path, key)
+    try:
+        encoder = describe(text.encoder, revision=text.revision, max_tokens=text.max_tokens)
+    except ValueError as error:
+        raise UserError(f"text.encoder: {error}") from error
+    if encoder.width != config.model.text_width:
+        raise UserError(
+            f"model.text_width={config.model.text_width} must be {encoder.width}, "
+            f"which is what text.encoder={text.encoder!r} gives"
+        )
+    settings = Settings(
+        version=schema.VERSION,
+        train_annotations=annotations["train"].sha256,
+        train_images=data.train_images,
+        val_annotations=annotations["val"].sha256,
+        val_images=data.val_images,
+        crop=data.crop,
+        resolution=config.model.resolutions[-1],
+        image_format=data.image_format,
+        image_quality=data.image_quality if data.image_format == "jpeg" else None,
+        rows_per_file=data.rows_per_file,
+        encoder=text.encoder,
+        encoder_weights=encoder.weights,
+        text_width=encoder.width,
+        max_tokens=text.max_tokens,
+    )
+    plan = Plan(dataset=dataset, images=images, annotations=annotations, settings=settings)
+    _check_same_settings(plan)
+    return plan
+
+
+def _check_same_settings(plan: Plan) -> None:
+    """Refuses a directory in which another dataset, or something else, has begun."""
+    there = _settings_there(plan.dataset)
+    if there is None:
+        if not storage.is_empty(plan.dataset):
+            raise UserError(
+                f"dataset={plan.dataset!r}: holds other files; give another dataset=DIR"
+            )
+        return
+    now = json.loads(json.dumps(dataclasses.asdict(plan.settings)))
+    changes = [
+        f"{SETTING_KEYS.get(name, 'data.' + name)} was {there.get(name)!r} and is now {value!r}"
+        for name, value in now.items()
+        if there.get(name) != value
+    ]
+    if changes:
+        raise UserError(
+            f"dataset={plan.dataset!r} was made with other settings: {'; '.join(changes)}; "
+            "give another dataset=DIR, or delete this one"
+        )
+
+
+def _settings_there(dataset: str) -> dict[str, object] | None:
+    """Settings of the dataset in a directory, finished or not; None if there is none."""
+    for name in (schema.MANIFEST, schema.SETTINGS):
+        path = storage.join(dataset, name)
+        try:
+            if storage.exists(path):
+                tree = json.loads(storage.read_bytes(path))
+                settings: dict[str, object] = tree["settings"] if name == schema.MANIFEST else tree
+                return settings
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path!r} is broken ({error!r}); delete this dataset") from error
+    return None
+
+
+def _is_finished(plan: Plan) -> bool:
+    return storage.exists(storage.join(plan.dataset, schema.MANIFEST))
+
+
+def _read_manifest(plan: Plan) -> Manifest:
+    path = storage.join(plan.dataset, schema.MANIFEST)
+    return Manifest.from_json(storage.read_bytes(path).decode())
+
+
+def _find_finished(plan: Plan) -> Finished:
+    """Files of an earlier run; they count only if the null prompt is there too, which the first file's writer makes."""
+    found: Finished = {}
+    if not storage.exists(storage.join(plan.dataset, schema.NULL_TEXT)):
+        return found
+    for split in schema.SPLITS:
+        for index in range(plan.num_units(split)):
+            file = units.find_finished(plan.dataset, plan.fingerprint, split, index)
+            if file is not None:
+                found[split, index] = file
+    if found:
+        event(logger, "prepare", files_kept=len(found))
+    return found
+
+
+def _make(config: Config, plan: Plan, missing: list[units.Row], kept: Finished) -> Finished:
+    """Makes the missing files on Ray."""
+    num_actors = min(config.text.num_actors, len(missing))
+    folders = (config.data.train_images, config.data.val_images)
+    needs = Needs(
+        stage="prepare",
+        workers=num_actors,
+        cpus_per_worker=MIN_ACTOR_CPUS,
+        paths=(config.dataset, *folders),
+    )
+    made: Finished = {}
+    with (
+        connect(config, needs),
+        Progress("prepare", plan.num_images, "images", _images(kept)) as bar,
+    ):
+        import ray.data
+
+        resources, decode_cpus = _shares(num_actors)
+        rows = (
+            # One block a unit. A block may hold several without harm; one for all would leave cores idle.
+            ray.data.from_items(missing, override_num_blocks=len(missing))
+            .map(
+                functools.partial(units.decode_unit, images=plan.images, settings=plan.settings),
+                num_cpus=decode_cpus,
+            )
+            .map(
+                units.EncodeAndWrite,
+                fn_constructor_kwargs={
+                    "dataset": plan.dataset,
+                    "fingerprint": plan.fingerprint,
+                    "settings": plan.settings,
+                    "batch_size": config.text.batch_size,
+                    "device": "cuda" if "num_gpus" in resources else "cpu",
+                },
+                compute=ray.data.ActorPoolStrategy(size=num_actors),
+                **resources,
+            )
+        )
+        for row in rows.iter_rows():
+            file, counts = units.finished_from_json(row["file"])
+            made[row["split"], row["index"]] = file, counts
+            bar.update(counts.images + counts.rejects, rejects=_rejects(kept | made))
+    return made
+
+
+MIN_ACTOR_CPUS = 0.25
+"""Least share of a CPU an encoder is reserved; the rest is shared out once the cluster is known."""
+
+
+def _shares(num_actors: int) -> tuple[dict[str, float], float]:
+    """Resources of one encoder, and CPUs of one decoding task.
+
+    Encoders get a GPU each, or a part of one, where there are any; otherwise about half of the CPUs, of which Ray sets
+    their number of threads. Decoding always has the other half, so that neither waits for the other.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    num_cpus, num_gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
+    if num_gpus:
+        return {"num_gpus": min(1.0, num_gpus / num_actors), "num_cpus": MIN_ACTOR_CPUS}, 1.0
+    share = min(num_cpus / 2 / num_actors, max(node.get("CPU", 0) for node in nodes) / 2)
+    share = float(int(share)) if share >= 1 else max(share, MIN_ACTOR_CPUS)
+    return {"num_cpus": share}, min(1.0, (num_cpus - share * num_actors) / 2)
+
+
+def _images(files: Finished) -> int:
+    return sum(counts.images + counts.rejects for _, counts in files.values())
+
+
+def _rejects(files: Finished) -> int:
+    return sum(counts.rejects for _, counts in files.values())
+
+
+def _manifest(plan: Plan, finished: Finished) -> Manifest:
+    splits = {}
+    for split in schema.SPLITS:
+        files = [finished[split, index] for index in range(plan.num_units(split))]
+        counts = sum((counts for _, counts in files), start=Counts())
+        num_entries = len(plan.annotations[split].entries)
+        if counts.images + counts.rejects != num_entries:
+            raise RuntimeError(f"{split}: {counts} are not the {num_entries} pictures there are")
+        splits[split] = Split(counts=counts, files=tuple(file for file, _ in files))
+        if plan.annotations[split].num_strays:
+            event(
+                logger,
+                "prepare",
+                split=split,
+                captions_of_no_picture=plan.annotations[split].num_strays,
+            )
+    return Manifest(
+        fingerprint=plan.fingerprint,
+        settings=plan.settings,
+        rows_per_group=schema.ROWS_PER_GROUP,
+        splits=splits,
+    )
+
+
+def _check_rejects(config: Config, plan: Plan, manifest: Manifest) -> None:
+    """Says why pictures were rejected, and fails if they are too many."""
+    num_rejects = sum(split.counts.rejects for split in manifest.splits.values())
+    if not num_rejects:
+        return
+    reasons: collections.Counter[str] = collections.Counter()
+    for split in schema.SPLITS:
+        for index in range(plan.num_units(split)):
+            path = storage.join(plan.dataset, schema.rejects_file(split, index))
+            if storage.exists(path):
+                rejects = pq.read_table(io.BytesIO(storage.read_bytes(path)))
+                reasons.update(_reason(row) for row in rejects.to_pylist())
+    summary = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common(5))
+    event(logger, "rejected", images=num_rejects, of=plan.num_images, reasons=summary)
+    allowed = config.data.max_reject_fraction
+    if num_rejects > allowed * plan.num_images:
+        least = math.ceil(num_rejects / plan.num_images * 1000) / 1000
+        raise UserError(
+            f"data.max_reject_fraction={allowed:g}: {num_rejects} of {plan.num_images} pictures "
+            f"cannot be used: {summary}; {plan.dataset}/rejects lists them. To go on without them, "
+            f"run again with data.max_reject_fraction={least:g}"
+        )
+
+
+def _reason(reject: dict[str, str]) -> str:
+    """Groups rejects of the same kind: stage, and what comes before the first colon or number."""
+    error = reject["error"]
+    head = error if reject["stage"] == "index" else error.partition(":")[0]
+    return f"{reject['stage']}: {''.join(c for c in head if not c.isdigit())}"
+
+
+if __name__ == "__main__":
+    from pipelines.cli import main
+
+    raise SystemExit(main(["prepare", *sys.argv[1:]]))

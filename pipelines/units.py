@@ -1,0 +1,244 @@
+"""The work of `prepare` in Ray's workers. One unit is one Parquet file: it comes as one row and leaves as one row.
+
+    row {split, index, entries}  --decode_unit, a task-->  + {table, rejects, counts}
+                                 --EncodeAndWrite, an actor-->  {split, index, file}
+
+So however Ray Data splits, merges or orders its blocks, a file holds the same bytes, and it appears with one atomic
+write after its rejects: a file that is there is finished. Entries are JSON and tables Arrow's stream format, both as
+bytes. This module is loaded in every worker and imports torch only where text is encoded.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines import pictures, schema, storage
+from pipelines.schema import Counts, DataFile, Settings
+
+REMOTE_READS = 16
+"""Pictures fetched at once from an object store by one task; it waits for the network, not for its CPU."""
+
+UNREADABLE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+"""Faults of a picture; any other, such as a lost connection, stops the stage, which can then be run again."""
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Reject:
+    """Why a picture is not in the dataset."""
+
+    stage: str
+    error: str
+
+
+def decode_unit(row: Row, *, images: dict[str, str], settings: Settings) -> Row:
+    """Reads, crops, resizes and encodes the pictures of a unit.
+
+    Args:
+        row: ``split``, ``index``, ``entries``.
+        images: split -> absolute path of its pictures' folder.
+        settings: of the dataset.
+
+    Returns:
+        ``split``, ``index``, ``table`` (all columns but text), ``rejects``, ``counts``.
+    """
+    entries = json.loads(row["entries"])
+    read = functools.partial(_picture, folder=images[row["split"]], settings=settings)
+    threads = REMOTE_READS if storage.is_remote(images[row["split"]]) else 1
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        results = list(pool.map(read, entries))
+    rows, rejects = [], []
+    for entry, result in zip(entries, results, strict=True):
+        about = {key: entry[key] for key in ("image_id", "file_name")}
+        if isinstance(result, Reject):
+            rejects.append(about | dataclasses.asdict(result))
+        else:
+            rows.append(about | result | {key: entry[key] for key in ("captions", "caption_ids")})
+    counts = Counts(
+        images=len(rows),
+        rejects=len(rejects),
+        captions=sum(len(one["captions"]) for one in rows),
+        empty_captions=sum(
+            entry["num_empty"]
+            for entry, result in zip(entries, results, strict=True)
+            if not isinstance(result, Reject)
+        ),
+    )
+    names = [name for name in schema.arrow_schema({}).names if not name.startswith(schema.TEXT)]
+    part = pa.schema([schema.arrow_schema({}).field(name) for name in names])
+    return {
+        "split": row["split"],
+        "index": row["index"],
+        "table": _to_bytes(pa.Table.from_pylist(rows, schema=part)),
+        "rejects": _to_bytes(pa.Table.from_pylist(rejects, schema=schema.REJECTS)),
+        "counts": json.dumps(dataclasses.asdict(counts)),
+    }
+
+
+class EncodeAndWrite:
+    """Holds the text encoder; adds the text of a unit and writes its files.
+
+    Args:
+        dataset: absolute path of the dataset's directory.
+        fingerprint: of the settings, put into every file.
+        settings: of the dataset.
+        batch_size: captions encoded together.
+        device: where the encoder computes.
+    """
+
+    def __init__(
+        self, dataset: str, fingerprint: str, settings: Settings, batch_size: int, device: str
+    ) -> None:
+        from layered_model.text import TextEncoder
+
+        self.dataset, self.fingerprint, self.settings = dataset, fingerprint, settings
+        self.batch_size = batch_size
+        on_hub = not settings.encoder_weights.startswith("sha256:")
+        self.encoder = TextEncoder.from_pretrained(
+            settings.encoder,
+            revision=settings.encoder_weights.rpartition("@")[2] if on_hub else None,
+            max_tokens=settings.max_tokens,
+            device=device,
+        )
+
+    def __call__(self, row: Row) -> Row:
+        """Encodes and writes one unit.
+
+        Args:
+            row: what `decode_unit` returned.
+
+        Returns:
+            ``split``, ``index`` and ``file``: JSON of the written `DataFile` and its `Counts`.
+        """
+        split, index = row["split"], row["index"]
+        if (split, index) == (schema.SPLITS[0], 0):
+            null_text = self.encoder.encode([""]).tokens[0].numpy()
+            self._write(schema.NULL_TEXT, _npy(null_text))
+        table, rejects = _from_bytes(row["table"]), _from_bytes(row["rejects"])
+        table, num_truncated = self._with_text(table)
+        counts = Counts(**json.loads(row["counts"]) | {"truncated_captions": num_truncated})
+        if rejects.num_rows:
+            self._write(schema.rejects_file(split, index), _parquet(rejects))
+        path = schema.data_file(split, index)
+        ours = {
+            "fingerprint": self.fingerprint,
+            "resolution": self.settings.resolution,
+            "text_width": self.settings.text_width,
+            "counts": dataclasses.asdict(counts),
+        }
+        content = _parquet(table.cast(schema.arrow_schema(ours)))
+        self._write(path, content)
+        file = DataFile(path=path, rows=table.num_rows, bytes=len(content))
+        return {"split": split, "index": index, "file": finished_to_json(file, counts)}
+
+    def _with_text(self, table: pa.Table) -> tuple[pa.Table, int]:
+        """Appends ``text`` and ``text_lengths``; also returns how many captions were cut."""
+        captions = table.column(schema.CAPTIONS).combine_chunks()
+        encoded = self.encoder.encode(captions.flatten().to_pylist(), self.batch_size)
+        lengths = np.array([len(tokens) for tokens in encoded.tokens], dtype=np.int32)
+        empty = np.empty(0, dtype=np.float16)
+        flat = np.concatenate([empty, *(tokens.numpy().ravel() for tokens in encoded.tokens)])
+        offsets = captions.offsets.to_numpy()
+        ends = np.concatenate([[0], np.cumsum(lengths)])[offsets] * self.encoder.width
+        text = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(flat))
+        text_lengths = pa.ListArray.from_arrays(captions.offsets, pa.array(lengths))
+        table = table.append_column(schema.TEXT, text)
+        return table.append_column(schema.TEXT_LENGTHS, text_lengths), sum(encoded.truncated)
+
+    def _write(self, path: str, content: bytes | memoryview) -> None:
+        storage.write_atomically(storage.join(self.dataset, path), content)
+
+
+def finished_to_json(file: DataFile, counts: Counts) -> str:
+    """For the way through Ray Data."""
+    return json.dumps([dataclasses.asdict(file), dataclasses.asdict(counts)])
+
+
+def finished_from_json(text: str) -> tuple[DataFile, Counts]:
+    """Reads what `finished_to_json` wrote."""
+    file, counts = json.loads(text)
+    return DataFile(**file), Counts(**counts)
+
+
+def find_finished(
+    dataset: str, fingerprint: str, split: str, index: int
+) -> tuple[DataFile, Counts] | None:
+    """Returns the file of a unit if an earlier run with the same settings wrote it."""
+    path = schema.data_file(split, index)
+    try:
+        with storage.open_input(storage.join(dataset, path)) as opened:
+            parquet = pq.ParquetFile(opened)
+            ours = json.loads(parquet.schema_arrow.metadata[schema.OUR_METADATA])
+            rows, size = parquet.metadata.num_rows, opened.seek(0, io.SEEK_END)
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
+        return None
+    if ours["fingerprint"] != fingerprint:
+        return None
+    return DataFile(path=path, rows=rows, bytes=size), Counts(**ours["counts"])
+
+
+def _picture(entry: Row, folder: str, settings: Settings) -> Row | Reject:
+    """Columns of one picture, or why there are none."""
+    if entry["error"] is not None:
+        return Reject(stage="index", error=entry["error"])
+    try:
+        content = storage.read_bytes(storage.join(folder, entry["file_name"]))
+    except UNREADABLE as error:
+        return Reject(stage="read", error=_reason(error))
+    try:
+        picture = pictures.decode(content)
+        width, height = picture.size
+        square = pictures.center_square(picture, settings.resolution)
+        encoded = pictures.encode(square, settings.image_format, settings.image_quality)
+    except (
+        Exception
+    ) as error:  # Pillow raises nearly everything, and one bad picture must not stop the others
+        return Reject(stage="decode", error=_reason(error))
+    image = {"bytes": encoded, "path": entry["file_name"]}
+    return {"width": width, "height": height, "image": image}
+
+
+def _reason(error: Exception) -> str:
+    """One line without paths or addresses, so that it is the same on every machine."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{type(error).__name__}: {error.strerror}"
+    text = str(error).partition("\n")[0].partition(" <_io")[0]
+    return f"{type(error).__name__}: {text}"
+
+
+def _to_bytes(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def _from_bytes(content: bytes) -> pa.Table:
+    return pa.ipc.open_stream(content).read_all()
+
+
+def _parquet(table: pa.Table) -> memoryview:
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table,
+        sink,
+        row_group_size=schema.ROWS_PER_GROUP,
+        compression="zstd",
+        use_dictionary=False,
+        write_statistics=[schema.IMAGE_ID],
+    )
+    return memoryview(sink.getvalue())
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
