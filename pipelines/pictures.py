@@ -45,11 +45,9 @@ def center_square(picture: Image.Image, resolution: int) -> Image.Image:
     width, height = picture.size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
-    return picture.resize(
-        (resolution, resolution),
-        Image.Resampling.LANCZOS,
-        box=(left, top, left + side, top + side),
-    )
+    # Not resize(box=...): its filter reaches over the edge of the box.
+    square = picture.crop((left, top, left + side, top + side))
+    return square.resize((resolution, resolution), Image.Resampling.LANCZOS)
 
 
 def encode(
