@@ -23,9 +23,10 @@ section 4) is exp(mean_i KL(p_i || mean p)) = exp(mean_i sum_c p log p + H(mean 
 Everything is float64 numpy. Called by `pipelines.evaluate`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.linalg
@@ -132,3 +133,43 @@ def inception_score(splits: Sequence[ClassStatistics]) -> tuple[float, float]:
         entropy = -(mean * np.log(np.maximum(mean, np.finfo(np.float64).tiny))).sum()
         scores.append(np.exp(split.sum_p_log_p / split.count + entropy))
     return float(np.mean(scores)), float(np.std(scores))
+
+
+class Statistics(NamedTuple):
+    """Both kinds, of the same pictures."""
+
+    features: FeatureStatistics
+    classes: ClassStatistics
+
+    def merge(self, other: "Statistics") -> "Statistics":
+        """Return the statistics of the union of two disjoint sets."""
+        return Statistics(self.features.merge(other.features), self.classes.merge(other.classes))
+
+
+def pack(named: Mapping[str, Statistics]) -> bytes:
+    """Return an npz file, without a pickle; names must hold no slash."""
+    arrays = {
+        f"{name}/{part}/{field.name}": getattr(values, field.name)
+        for name, statistics in named.items()
+        for part, values in statistics._asdict().items()
+        for field in fields(values)
+    }
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
+def unpack(content: bytes) -> dict[str, Statistics]:
+    """Return what `pack` was given."""
+    tree: dict[str, dict[str, dict[str, Any]]] = {}
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        for key, array in arrays.items():
+            name, part, field = key.split("/")
+            value = array if array.ndim else array.item()
+            tree.setdefault(name, {}).setdefault(part, {})[field] = value
+    return {
+        name: Statistics(
+            FeatureStatistics(**parts["features"]), ClassStatistics(**parts["classes"])
+        )
+        for name, parts in tree.items()
+    }
