@@ -121,8 +121,8 @@ def _load(name: str, options: argparse.Namespace) -> "Config":
     overrides = [
         # A quoted string: a path such as 007 must not be read as a number.
         f"{key}={json.dumps(str(value), ensure_ascii=False)}"
-        for key in ("dataset", "run", "seed")
-        if (value := getattr(options, key, None)) is not None
+        for key in ("dataset", "run", "seed", "sample.num_steps", "sample.guidance")
+        if (value := getattr(options, key.rpartition(".")[2], None)) is not None
     ]
     overrides += options.overrides
     preset = options.preset or ("demo" if name == "demo" else None)
@@ -195,6 +195,8 @@ def _stage_parser(name: str) -> argparse.ArgumentParser:
 def _add_sample_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", help="what to draw")
     parser.add_argument("--seed", type=int, help="pictures of one seed are the same every time")
+    parser.add_argument("--num-steps", type=int, metavar="N", help="as sample.num_steps=N")
+    parser.add_argument("--guidance", type=float, metavar="W", help="as sample.guidance=W")
     parser.add_argument("--num-images", type=int, default=4, metavar="N", help="how many (4)")
     parser.add_argument("--output", metavar="DIR", help="where to write (the run's samples/)")
 
