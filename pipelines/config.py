@@ -347,7 +347,7 @@ def _merge(*parts: object) -> DictConfig:
     return cast(DictConfig, OmegaConf.merge(*cast(Any, parts)))
 
 
-def _merge_override(merged: DictConfig, override: str) -> Merged:
+def _merge_override(merged: DictConfig, override: str) -> DictConfig:
     key, equals, value = override.partition("=")
     if not (key and equals):
         raise UserError(f"override {override!r} must look like section.key=value")

@@ -1,0 +1,69 @@
+# From a bare machine to pictures: `make demo`. The virtual environment is set up on the way, and only once.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# torch without CUDA: 0.2 GB instead of 2.5 GB. Used where no GPU answers.
+TORCH_CPU ?= https://download.pytorch.org/whl/cpu/torch/
+
+help:  ## list the targets
+	@sed -nE 's/^([a-z]+):.*##  ?(.*)/  make \1|\2/p' Makefile | column -t -s '|'
+
+demo: $(VENV)/.demo  ## prepare, train, evaluate and draw, on the embedded pictures: runs/demo
+	@$(BIN)/layered demo
+
+test: $(VENV)/.dev  ## every test that a machine without GPU can run
+	@$(BIN)/python -m pytest -m "not gpu and not browser"
+
+check: $(VENV)/.dev  ## lint, format, types and the walls between modules
+	@$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev  ## rewrite the source as the formatter wants it
+	@$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(VENV)/.dev  ## measure, and compare with peers in the same run
+	@for file in tests/benchmarks/bench_*.py; do
+	    echo "$$file"
+	    PYTHONPATH=. $(BIN)/python "$$file"
+	done
+
+clean:  ## delete the environment and the caches; datasets and runs stay
+	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+
+# Set-up. An interrupted one leaves .incomplete behind and is begun afresh. pip is renewed first, because the one that
+# comes with Python 3.11 needs twice the time; --no-compile, because most of what torch and transformers hold is never
+# imported. The second list goes in without its dependencies, for the reason that stands in it.
+$(VENV)/.demo: pyproject.toml constraints.txt requirements-demo.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=...")'
+	if [[ -e $(VENV)/.incomplete ]]; then rm -rf $(VENV); fi
+	mkdir -p $(VENV)
+	touch $(VENV)/.incomplete
+	echo "Setting up $(VENV); the first time takes a minute or two."
+	$(PYTHON) -m venv $(VENV)
+	export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_COMPILE=1
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip
+	torch=()
+	if ! nvidia-smi --list-gpus &>/dev/null && $(answers) $(TORCH_CPU); then torch=(--find-links $(TORCH_CPU)); fi
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt "$${torch[@]}" --editable .
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-demo.txt
+	rm $(VENV)/.incomplete
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	@echo "Adding what the tests need to $(VENV)."
+	PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# Without this page pip takes the build from its usual index, which works as well and is larger.
+answers := $(PYTHON) -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)' 2>/dev/null
+
+.PHONY: help demo test check format bench clean
