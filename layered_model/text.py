@@ -238,7 +238,10 @@ def _source(name: str) -> str:
     spec = importlib.util.find_spec(package)  # finds it without importing it
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(f"text encoder {name!r}: package {package!r} is not installed")
-    return str(Path(spec.submodule_search_locations[0]) / inside)
+    directory = Path(spec.submodule_search_locations[0]) / inside
+    if not directory.is_dir():
+        raise ValueError(f"text encoder {name!r}: there is no folder {inside!r} in the package")
+    return str(directory)
 
 
 def _hash(directory: Path, name: str) -> str:

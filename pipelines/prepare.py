@@ -236,27 +236,21 @@ def _find_finished(plan: Plan) -> Finished:
 def _make(config: Config, plan: Plan, missing: list[units.Row], kept: Finished) -> Finished:
     """Makes the missing files on Ray."""
     num_actors = min(config.text.num_actors, len(missing))
-    folders = (config.data.train_images, config.data.val_images)
-    needs = Needs(
-        stage="prepare",
-        workers=num_actors,
-        cpus_per_worker=MIN_ACTOR_CPUS,
-        paths=(config.dataset, *folders),
-    )
+    paths = (config.dataset, config.data.train_images, config.data.val_images)
     made: Finished = {}
     with (
-        connect(config, needs),
-        Progress("prepare", plan.num_images, "images", _images(kept)) as bar,
+        connect(config, Needs(stage="prepare", paths=paths)),
+        Progress("prepare", plan.num_images, "images", _images(kept)) as progress,
     ):
         import ray.data
 
-        resources, decode_cpus = _shares(num_actors)
+        num_cpus, num_gpus = _shares(num_actors)
         rows = (
-            # One block a unit. A block may hold several without harm; one for all would leave cores idle.
+            # One block a unit: a block may hold several without harm, but one for all would leave cores idle.
             ray.data.from_items(missing, override_num_blocks=len(missing))
             .map(
                 functools.partial(units.decode_unit, images=plan.images, settings=plan.settings),
-                num_cpus=decode_cpus,
+                num_cpus=num_cpus,
             )
             .map(
                 units.EncodeAndWrite,
@@ -265,38 +259,35 @@ def _make(config: Config, plan: Plan, missing: list[units.Row], kept: Finished) 
                     "fingerprint": plan.fingerprint,
                     "settings": plan.settings,
                     "batch_size": config.text.batch_size,
-                    "device": "cuda" if "num_gpus" in resources else "cpu",
+                    "device": "cuda" if num_gpus else "cpu",
                 },
                 compute=ray.data.ActorPoolStrategy(size=num_actors),
-                **resources,
+                num_cpus=num_cpus,
+                num_gpus=num_gpus,
+                # Ray's defaults. Said here, they keep Ray from fusing both stages into the few actors.
+                max_restarts=-1,
+                max_task_retries=-1,
             )
         )
         for row in rows.iter_rows():
             file, counts = units.finished_from_json(row["file"])
             made[row["split"], row["index"]] = file, counts
-            bar.update(counts.images + counts.rejects, rejects=_rejects(kept | made))
+            progress.update(counts.images + counts.rejects, rejects=_rejects(kept | made))
     return made
 
 
-MIN_ACTOR_CPUS = 0.25
-"""Least share of a CPU an encoder is reserved; the rest is shared out once the cluster is known."""
+def _shares(num_actors: int) -> tuple[float, float]:
+    """CPUs of a task or an encoder, and GPUs of an encoder.
 
-
-def _shares(num_actors: int) -> tuple[dict[str, float], float]:
-    """Resources of one encoder, and CPUs of one decoding task.
-
-    Encoders get a GPU each, or a part of one, where there are any; otherwise about half of the CPUs, of which Ray sets
-    their number of threads. Decoding always has the other half, so that neither waits for the other.
+    One CPU each, or less where the encoders would take them all and leave nothing to decode with.
     """
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    num_cpus, num_gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
-    if num_gpus:
-        return {"num_gpus": min(1.0, num_gpus / num_actors), "num_cpus": MIN_ACTOR_CPUS}, 1.0
-    share = min(num_cpus / 2 / num_actors, max(node.get("CPU", 0) for node in nodes) / 2)
-    share = float(int(share)) if share >= 1 else max(share, MIN_ACTOR_CPUS)
-    return {"num_cpus": share}, min(1.0, (num_cpus - share * num_actors) / 2)
+    total = ray.cluster_resources()
+    cpus = (
+        min(1.0, total.get("CPU", 0) / (num_actors + 1)) or 1.0
+    )  # none yet: the cluster will grow
+    return cpus, min(1.0, total.get("GPU", 0) / num_actors)
 
 
 def _images(files: Finished) -> int:
@@ -343,7 +334,7 @@ def _check_rejects(config: Config, plan: Plan, manifest: Manifest) -> None:
             if storage.exists(path):
                 rejects = pq.read_table(io.BytesIO(storage.read_bytes(path)))
                 reasons.update(_reason(row) for row in rejects.to_pylist())
-    summary = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common(5))
+    summary = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
     event(logger, "rejected", images=num_rejects, of=plan.num_images, reasons=summary)
     allowed = config.data.max_reject_fraction
     if num_rejects > allowed * plan.num_images:

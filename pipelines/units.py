@@ -97,8 +97,12 @@ class EncodeAndWrite:
     def __init__(
         self, dataset: str, fingerprint: str, settings: Settings, batch_size: int, device: str
     ) -> None:
+        import torch
+
         from layered_model.text import TextEncoder
 
+        # Sums depend on the number of threads; several encoders use more cores better than one with many threads.
+        torch.set_num_threads(1)
         self.dataset, self.fingerprint, self.settings = dataset, fingerprint, settings
         self.batch_size = batch_size
         on_hub = not settings.encoder_weights.startswith("sha256:")

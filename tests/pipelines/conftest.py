@@ -1,0 +1,172 @@
+"""A small COCO of every kind of picture, good and bad, and `prepare` without Ray."""
+
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipelines import prepare, units
+from pipelines.config import load_config
+
+WORDS = 4  # width of the toy text encoder
+MAX_TOKENS = 12
+
+
+def pixels(seed: int, height: int = 48, width: int = 80) -> np.ndarray:
+    coarse = np.random.default_rng(seed).integers(0, 256, (height // 8, width // 8, 3), np.uint8)
+    return coarse.repeat(8, axis=0).repeat(8, axis=1)
+
+
+def _file(picture: Image.Image, image_format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def _pictures() -> dict[int, tuple[str, bytes | None, list[str]]]:
+    """Image id -> file name, content (None: no file), captions."""
+    color = Image.fromarray(pixels(0))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    jpeg = _file(Image.fromarray(pixels(1)), "JPEG", quality=95)
+    deep = np.linspace(0, 65535, 48 * 80).astype(np.uint16).reshape(48, 80)
+    return {
+        1: ("good.jpg", jpeg, ["a cat", "a dog", "a cat", "two birds", "a  red\nbus"]),
+        2: ("gray.png", _file(color.convert("L"), "PNG"), ["gray"]),
+        3: ("cmyk.jpg", _file(color.convert("CMYK"), "JPEG"), ["printed"]),
+        4: ("rgba.png", _file(Image.new("RGBA", (60, 60)), "PNG"), ["nothing to see"]),
+        5: ("deep.png", _file(Image.fromarray(deep), "PNG"), ["deep"]),
+        6: ("rotated.jpg", _file(color, "JPEG", exif=exif), ["turned"]),
+        7: ("missing.jpg", None, ["not there"]),
+        8: ("half.jpg", jpeg[: len(jpeg) // 2], ["cut in half"]),
+        9: ("text.jpg", b"I am no picture", ["a text"]),
+        10: ("one_empty.png", _file(color, "PNG"), ["", "has another"]),
+        11: ("all_empty.png", _file(color, "PNG"), ["", "  "]),
+        12: ("no_caption.png", _file(color, "PNG"), []),
+        13: ("long.png", _file(color, "PNG"), ["word " * 1000]),
+    }
+
+
+BAD = {7: "read", 8: "decode", 9: "decode", 11: "index", 12: "index"}
+"""Image id -> stage of its rejection; picture 1 also comes twice, and the second is rejected."""
+NUM_TRAIN, NUM_VAL = 14, 5
+
+
+def _write_split(folder: Path, split: str, pictures: dict, again: bool) -> None:
+    (folder / split).mkdir(parents=True)
+    images, annotations = [], []
+    for image_id, (name, content, captions) in pictures.items():
+        images.append({"id": image_id, "file_name": name})
+        if content is not None:
+            (folder / split / name).write_bytes(content)
+        annotations += [
+            {"id": image_id * 100 + k, "image_id": image_id, "caption": caption}
+            for k, caption in enumerate(captions)
+        ]
+    if again:
+        images.append({"id": 1, "file_name": "gray.png"})
+    tree = {"images": images, "annotations": annotations}
+    (folder / f"captions_{split}.json").write_text(json.dumps(tree))
+
+
+@pytest.fixture(scope="session")
+def coco(tmp_path_factory) -> Path:
+    """Folder with captions_{train,val}.json, train/ and val/; train has every fault there is."""
+    folder = tmp_path_factory.mktemp("coco")
+    _write_split(folder, "train", _pictures(), again=True)
+    good = {
+        20 + k: (f"{k}.png", _file(Image.fromarray(pixels(k)), "PNG"), [f"picture {k}"])
+        for k in range(NUM_VAL)
+    }
+    _write_split(folder, "val", good, again=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_encoder(tmp_path_factory) -> Path:
+    """A directory that looks like an encoder to `describe`."""
+    folder = tmp_path_factory.mktemp("encoder")
+    (folder / "config.json").write_text(json.dumps({"d_model": WORDS}))
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+@pytest.fixture
+def configure(coco, toy_encoder, tmp_path):
+    """Makes configurations that prepare `coco` into ``tmp_path/dataset``."""
+
+    def make(*overrides: str):
+        paths = {
+            "data.train_annotations": coco / "captions_train.json",
+            "data.train_images": coco / "train",
+            "data.val_annotations": coco / "captions_val.json",
+            "data.val_images": coco / "val",
+            "text.encoder": toy_encoder,
+            "dataset": tmp_path / "dataset",
+        }
+        settings = {
+            "data.max_reject_fraction": 0.5,
+            "data.rows_per_file": 4,
+            "text.max_tokens": MAX_TOKENS,
+            "model.text_width": WORDS,
+        }
+        ours = [f"{key}={json.dumps(str(value))}" for key, value in paths.items()]
+        ours += [f"{key}={value}" for key, value in settings.items()]
+        return load_config("demo", [*ours, *overrides])
+
+    return make
+
+
+class ToyEncoder:
+    """One token a word, and one at the end; a token is made of the word's characters."""
+
+    width = WORDS
+
+    @classmethod
+    def from_pretrained(cls, *_: object, **__: object) -> "ToyEncoder":
+        return cls()
+
+    def encode(self, captions, batch_size=64):
+        tokens = [self.embed(caption) for caption in captions]
+        truncated = [len(caption.split()) + 1 > MAX_TOKENS for caption in captions]
+        return SimpleNamespace(tokens=tokens, truncated=truncated)
+
+    @staticmethod
+    def embed(caption: str) -> torch.Tensor:
+        words = [*caption.split(), "."][:MAX_TOKENS]
+        rows = [[ord(word[k % len(word)]) for k in range(WORDS)] for word in words]
+        return torch.tensor(rows, dtype=torch.float16)
+
+
+@pytest.fixture(scope="session")
+def embed():
+    """What the toy encoder makes of a caption."""
+    return lambda caption: ToyEncoder.embed(caption).numpy()
+
+
+@pytest.fixture
+def without_ray(monkeypatch):
+    """`prepare` does its units here, one after the other; returns the list of those it made."""
+    made = []
+
+    def make(config, plan, missing, kept):
+        monkeypatch.setattr("layered_model.text.TextEncoder", ToyEncoder)
+        write = units.EncodeAndWrite(
+            plan.dataset, plan.fingerprint, plan.settings, config.text.batch_size, "cpu"
+        )
+        files = {}
+        for row in missing:
+            done = write(units.decode_unit(row, images=plan.images, settings=plan.settings))
+            files[row["split"], row["index"]] = units.finished_from_json(done["file"])
+            made.append((row["split"], row["index"]))
+        return files
+
+    monkeypatch.setattr(prepare, "_make", make)
+    threads = torch.get_num_threads()
+    yield made
+    torch.set_num_threads(threads)

