@@ -277,7 +277,7 @@ def from_yaml(text: str, source: str = "config.yaml", overrides: Sequence[str] =
         merged = _merge(OmegaConf.structured(Config), OmegaConf.create(text))
     for override in overrides:
         merged = _merge_override(merged, override)
-    return _build(merged)
+    return _build(merged, f" ({source})")
 
 
 def to_yaml(config: Config) -> str:
@@ -357,14 +357,14 @@ def _merge_override(merged: DictConfig, override: str) -> DictConfig:
         return _merge(merged, OmegaConf.from_dotlist([override]))
 
 
-def _build(merged: DictConfig) -> Config:
+def _build(merged: DictConfig, suffix: str = "") -> Config:
     """The dataclasses of a merged tree; section by section, so that an error can name its section."""
     values: dict[str, Any] = {}
     for field in fields(Config):
-        with _told(), _named(field.name):
+        with _told(suffix), _named(field.name):
             node = merged[field.name]
             values[field.name] = OmegaConf.to_object(node) if isinstance(node, DictConfig) else node
-    with _told():
+    with _told(suffix):
         return Config(**values)
 
 

@@ -1,0 +1,79 @@
+"""What all tests share: shape checks for `layered_model`, one local Ray, and real photographs where there are any."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import jaxtyping
+import pytest
+
+from pipelines import session
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+QUICK_RAY = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "OMP_NUM_THREADS": "1",
+}
+"""On top of `session.ENVIRONMENT`: what makes many small Ray runs quick."""
+
+NUM_CPUS = 4
+"""Logical: two train workers, and two for Ray Data."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--no-shape-checks",
+        action="store_true",
+        help="leave jaxtyping's checks out; tests marked compile need that",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("--no-shape-checks"):
+        checker = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+        jaxtyping.install_import_hook("layered_model", checker)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--no-shape-checks"):
+        return
+    skip = pytest.mark.skip(reason="needs --no-shape-checks: jaxtyping's wrappers do not compile")
+    for item in items:
+        if "compile" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """A local Ray for the whole run, which `session.connect` finds running."""
+    os.environ.update(QUICK_RAY)
+    session.set_environment()
+    import ray
+
+    # Not tmp_path: Ray's sockets allow a short path only.
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    ray.init(
+        address="local",
+        num_cpus=NUM_CPUS,
+        include_dashboard=False,
+        object_store_memory=200 * 2**20,
+        _temp_dir=folder,
+    )
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def coco_mini() -> Path:
+    """Real photographs in COCO's layout: ``annotations/captions_{train,val}2017.json``, ``train2017/``, ``val2017/``."""
+    data = Path(os.environ.get("LAYERED_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not (data / "coco_mini" / "annotations").is_dir():
+        pytest.skip("no coco_mini; name the folder that holds it in LAYERED_TEST_DATA")
+    return data / "coco_mini"

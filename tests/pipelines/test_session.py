@@ -1,0 +1,209 @@
+"""The session: what fits, which paths are safe, how Ray is told, and what a log line looks like."""
+
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pipelines import session
+from pipelines.config import UserError, load_config
+from pipelines.session import Needs, Progress, check_paths, check_resources, connect, event
+
+TWO_CPUS = [{"CPU": 2.0}]
+
+
+@pytest.mark.parametrize(
+    ("workers", "cpus", "gpus", "nodes"),
+    [
+        (2, 1, 0, [{"CPU": 3.0}]),
+        (0, 1, 0, [{"CPU": 1.0}]),
+        (1, 0.5, 0, [{"CPU": 1.5}]),
+        (2, 8, 0, [{"CPU": 8.0}, {"CPU": 8.0}, {"CPU": 1.0}]),
+        (2, 1, 1, [{"CPU": 8.0}, {"CPU": 4.0, "GPU": 2.0}]),
+    ],
+)
+def test_what_fits_is_let_through(workers, cpus, gpus, nodes) -> None:
+    needs = Needs(stage="train", workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
+    check_resources(needs, nodes)
+
+
+@pytest.mark.parametrize(
+    ("workers", "cpus", "gpus", "nodes", "why"),
+    [
+        (2, 1, 0, TWO_CPUS, "Ray Data starves"),
+        (1, 3, 0, TWO_CPUS, "too large a worker"),
+        (1, 1, 1, TWO_CPUS, "no GPU"),
+        (1, 6, 0, [{"CPU": 4.0}, {"CPU": 4.0}], "enough in all, on no single node"),
+        (2, 1, 1, [{"CPU": 8.0, "GPU": 1.0}, {"GPU": 1.0}], "a GPU without a CPU beside it"),
+    ],
+)
+def test_what_would_hang_is_refused_in_one_sentence(workers, cpus, gpus, nodes, why) -> None:
+    needs = Needs(stage="train", workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
+    with pytest.raises(UserError, match=rf"^train: {workers} workers of {cpus} CPU.*ask for fewer"):
+        check_resources(needs, nodes)
+
+
+def test_local_paths_on_several_nodes_need_a_promise(monkeypatch) -> None:
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    check_paths(["runs/a"], num_nodes=1, shared=False)
+    check_paths(["runs/a"], num_nodes=2, shared=True)
+    check_paths(["s3://bucket/a", "package:pipelines/emoji"], num_nodes=2, shared=False)
+    with pytest.raises(UserError, match=r"'runs/a' is a local path.*2 nodes.*shared_paths"):
+        check_paths(["runs/a"], num_nodes=2, shared=False)
+
+
+def test_relative_paths_inside_a_job_are_refused(monkeypatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    check_paths(["/runs/a", "s3://bucket/a"], num_nodes=1, shared=False)
+    with pytest.raises(UserError, match="'runs/a' is relative"):
+        check_paths(["runs/a"], num_nodes=1, shared=False)
+
+
+@pytest.fixture
+def environment(monkeypatch, tmp_path):
+    """A home without Ray's token, and an environment without Ray's variables."""
+    monkeypatch.setattr(session, "_refresh_imported_ray", lambda: None)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in [*session.ENVIRONMENT, "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS"]:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    return os.environ
+
+
+def test_a_local_ray_gets_a_token_of_its_own(environment, tmp_path) -> None:
+    session.set_environment()
+    assert environment["RAY_AUTH_MODE"] == "token"
+    assert len(environment["RAY_AUTH_TOKEN"]) == 64
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_joining_follows_the_token_that_lies_in_the_home_directory(environment, tmp_path) -> None:
+    environment["RAY_ADDRESS"] = "10.0.0.1:6379"
+    session.set_environment()
+    assert environment.pop("RAY_AUTH_MODE") == "disabled"
+    assert "RAY_AUTH_TOKEN" not in environment
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("secret")
+    session.set_environment()
+    assert environment["RAY_AUTH_MODE"] == "token"
+
+
+def test_what_the_user_set_stands(environment) -> None:
+    environment |= {"RAY_AUTH_MODE": "disabled", "RAY_DATA_USE_DATASOURCE_V2": "1"}
+    session.set_environment()
+    assert environment["RAY_AUTH_MODE"] == "disabled"
+    assert "RAY_AUTH_TOKEN" not in environment
+    assert environment["RAY_DATA_USE_DATASOURCE_V2"] == "1"
+    assert environment["RAY_USAGE_STATS_ENABLED"] == "0"
+
+
+@pytest.mark.ray
+def test_connect_finds_a_running_ray_and_leaves_it_running(local_ray) -> None:
+    import ray
+
+    config = load_config("demo")
+    with connect(config, Needs(stage="train", workers=2)):
+        assert ray.get(ray.remote(lambda: 3).remote()) == 3
+    assert ray.is_initialized()
+    with (
+        pytest.raises(UserError, match="evaluate: 4 workers of 1 CPU each"),
+        connect(config, Needs(stage="evaluate", workers=4)),
+    ):
+        pass
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_connect_starts_a_private_ray_even_where_ray_was_imported_first(tmp_path) -> None:
+    script = """
+import os, pathlib, sys
+import ray, ray.data
+from pipelines.config import load_config
+from pipelines.session import Needs, connect
+config = load_config("demo", ["ray.num_cpus=3"])
+with connect(config, Needs(stage="train", workers=2)):
+    assert ray.cluster_resources()["CPU"] == 3
+    assert ray.get(ray.remote(lambda: 3).remote()) == 3
+    assert ray.data.DataContext.get_current().use_datasource_v2 is False
+assert not ray.is_initialized()
+assert not pathlib.Path("~/.ray").expanduser().exists()
+assert not [name for name in os.listdir(os.environ["TMPDIR"]) if name.startswith("ray-")]
+"""
+    ignored = ("RAY_", "OMP_")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(ignored)}
+    environment |= {"HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    with_short_temporary = tmp_path.parent / "t"
+    with_short_temporary.mkdir(exist_ok=True)
+    environment["TMPDIR"] = str(with_short_temporary)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_event_is_one_line_of_keys_and_values(caplog) -> None:
+    with caplog.at_level(logging.INFO):
+        event(
+            logging.getLogger("x"), "saved", path="a b", loss=0.123456, num=3, empty="", text="l\nn"
+        )
+    assert caplog.messages == ['saved path="a b" loss=0.1235 num=3 empty="" text="l\\nn"']
+
+
+@pytest.fixture
+def lines(caplog, monkeypatch):
+    """Progress lines as dictionaries; the clock stands still unless moved."""
+    clock = {"now": 0.0}
+    monkeypatch.setattr(session.time, "monotonic", lambda: clock["now"])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    caplog.set_level(logging.INFO)
+
+    def parsed() -> list[dict[str, str]]:
+        return [
+            dict(part.split("=") for part in message.split()[1:])
+            for message in caplog.messages
+            if message.startswith("progress ")
+        ]
+
+    return clock, parsed
+
+
+def test_progress_says_first_last_and_at_most_every_five_seconds(lines) -> None:
+    clock, parsed = lines
+    with Progress("train", 100, "images") as progress:
+        for _ in range(10):
+            clock["now"] += 1.0
+            progress.update(10, loss=0.5)
+    assert [line["done"] for line in parsed()] == ["0", "50", "100"]
+    assert parsed()[1] == {
+        "stage": "train",
+        "done": "50",
+        "total": "100",
+        "unit": "images",
+        "seconds_left": "5",
+        "loss": "0.5",
+    }
+
+
+def test_progress_of_a_resumed_run_does_not_count_earlier_work_as_speed(lines) -> None:
+    clock, parsed = lines
+    with Progress("train", 100, "images", done=80) as progress:
+        assert progress.seconds_left() is None
+        clock["now"] += 10.0
+        progress.update(10)
+        assert progress.seconds_left() == 10.0
+    assert [line["done"] for line in parsed()] == ["80", "90"]
+
+
+def test_progress_of_a_failed_stage_does_not_claim_an_end(lines) -> None:
+    _, parsed = lines
+
+    def fail() -> None:
+        with Progress("train", 100, "images") as progress:
+            progress.update(10)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert [line["done"] for line in parsed()] == ["0"]
