@@ -1,5 +1,6 @@
 """A small COCO of every kind of picture, good and bad, and `prepare` without Ray."""
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines import prepare, units
+from layered_model import LayeredPipeline, LayeredUNet, ModelConfig, SamplingDefaults, checkpoint
+from layered_model.text import describe
+from pipelines import prepare, storage, units
 from pipelines.config import load_config
 
 WORDS = 4  # width of the toy text encoder
@@ -170,3 +173,53 @@ def without_ray(monkeypatch):
     threads = torch.get_num_threads()
     yield made
     torch.set_num_threads(threads)
+
+
+SMALL_MODEL = (
+    "model.resolutions=[16,32]",
+    "model.channels=[8,8,8]",
+    "model.blocks=[1,1,1]",
+    "model.attention=[0,1]",
+    "model.embedding_width=16",
+    "model.head_width=8",
+    "diffusion.reference_resolution=16",
+    "sample.num_steps=2",
+    "sample.guidance=2.0",
+)
+
+
+@pytest.fixture
+def save_model():
+    """Writes a small random model, whose output is not zero, where training would."""
+
+    def save(config, seed=0):
+        torch.manual_seed(seed)
+        network = LayeredUNet(config.model)
+        for parameter in network.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.1)
+        model = ModelConfig(
+            network=config.model,
+            diffusion=config.diffusion,
+            text=describe(config.text.encoder, max_tokens=config.text.max_tokens),
+            sampling=SamplingDefaults(**dataclasses.asdict(config.sample)),
+            num_images_trained=0,
+        )
+        for name, content in checkpoint.encode(model, network.state_dict()).items():
+            storage.write_atomically(f"{config.run}/model/{name}", content)
+
+    return save
+
+
+@pytest.fixture
+def trained(configure, save_model, tmp_path):
+    """Configuration of a run that has a small random model."""
+    config = configure(*SMALL_MODEL, f"run={json.dumps(str(tmp_path / 'run'))}")
+    save_model(config)
+    return config
+
+
+@pytest.fixture
+def toy_prompts(monkeypatch):
+    """Prompts are encoded by the toy encoder."""
+    monkeypatch.setattr(LayeredPipeline, "text_encoder", ToyEncoder())

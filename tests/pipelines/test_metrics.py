@@ -9,7 +9,15 @@ import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.metrics import ClassStatistics, FeatureStatistics, frechet_distance, inception_score
+from pipelines.metrics import (
+    ClassStatistics,
+    FeatureStatistics,
+    Statistics,
+    frechet_distance,
+    inception_score,
+    pack,
+    unpack,
+)
 
 
 def _features(n: int, d: int, seed: int = 0) -> np.ndarray:
@@ -126,3 +134,25 @@ def test_inception_score_streams_and_averages_over_splits() -> None:
         for half in np.split(logits, 2)
     ]
     assert inception_score(streamed) == pytest.approx((np.mean(direct), np.std(direct)), rel=1e-12)
+
+
+def test_statistics_come_back_from_a_file_as_they_were() -> None:
+    rng = np.random.default_rng(0)
+    before = {
+        name: Statistics(
+            FeatureStatistics.from_features(rng.normal(size=(n, 8))),
+            ClassStatistics.from_logits(rng.normal(size=(n, 5))),
+        )
+        for name, n in (("16-0", 3), ("32-1", 40))
+    }
+    after = unpack(pack(before))
+    assert list(after) == list(before)
+    for name, (features, classes) in before.items():
+        assert (features.count, classes.count) == (
+            after[name].features.count,
+            after[name].classes.count,
+        )
+        np.testing.assert_array_equal(features.mean, after[name].features.mean)
+        np.testing.assert_array_equal(features.factor, after[name].features.factor)
+        np.testing.assert_array_equal(classes.sum_p, after[name].classes.sum_p)
+        assert classes.sum_p_log_p == after[name].classes.sum_p_log_p
