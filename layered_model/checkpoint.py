@@ -46,6 +46,8 @@ class ModelConfig:
     diffusion: DiffusionConfig
     text: EncoderInfo
     sampling: SamplingDefaults
+    num_images_trained: int = 0
+    "Pictures that the weights have seen, counting repeats."
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -60,6 +62,7 @@ class ModelConfig:
                 diffusion=_section(DiffusionConfig, values["diffusion"]),
                 text=_section(EncoderInfo, values["text"]),
                 sampling=_section(SamplingDefaults, values["sampling"]),
+                num_images_trained=values["num_images_trained"],
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"{CONFIG_FILE}: {error}") from error

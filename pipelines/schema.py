@@ -211,6 +211,11 @@ class RunDir:
         return f"{self.path}/metrics.jsonl"
 
     @property
+    def tensorboard(self) -> str:
+        """TensorBoard's events; for runs on a local path only."""
+        return f"{self.path}/tensorboard"
+
+    @property
     def samples(self) -> str:
         """Directory of the grids drawn while training."""
         return f"{self.path}/samples"

@@ -1,0 +1,193 @@
+"""Prepared dataset -> trained model, on Ray Train.
+
+The driver checks everything, starts the workers (`trainer`), and follows their log for the progress bar. ``RUN/config.yaml``
+says what the run is; the same command again goes on from the newest checkpoint, or says that nothing is left to do. A run
+directory is refused to a configuration that would train another model. Run by `cli`.
+"""
+
+import contextlib
+import json
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+
+from layered_model import checkpoint
+from pipelines import storage
+from pipelines.config import Config, UserError, differences, from_yaml, to_yaml
+from pipelines.dataset import PreparedDataset
+from pipelines.schema import RunDir
+from pipelines.session import Needs, Progress, connect, event
+
+logger = logging.getLogger(__name__)
+
+MAY_CHANGE = (
+    "preset",
+    "data.",
+    "text.batch_size",
+    "text.num_actors",
+    "train.num_images",
+    "train.num_workers",
+    "train.cpus_per_worker",
+    "train.use_gpu",
+    "train.log_every_images",
+    "train.checkpoint_every_images",
+    "train.num_checkpoints_kept",
+    "train.grid_every_images",
+    "train.max_failures",
+    "sample.",
+    "evaluate.",
+    "ray.",
+)
+"""Keys that may differ when a run goes on; all others decide what the model becomes."""
+
+
+def check(config: Config) -> list[str]:
+    """Checks all input without starting Ray.
+
+    Returns:
+        Lines that say what would be done.
+
+    Raises:
+        UserError: no dataset, a dataset of another kind, or a run directory of another configuration.
+    """
+    dataset = PreparedDataset.open(config.dataset)
+    dataset.check_matches(config)
+    train, num_rows = config.train, dataset.num_images("train")
+    if num_rows < 1:
+        raise UserError(f"dataset={config.dataset!r}: its train split is empty")
+    layout = RunDir(storage.absolute(config.run))
+    _check_same_run(config, layout)
+    trained = _num_images_trained(layout)
+    if trained >= train.num_images:
+        return [f"run {layout.path} is finished: {trained} of {train.num_images} pictures"]
+    return [
+        f"run {layout.path} would train on {train.num_images} pictures "
+        f"({train.num_images / num_rows:.1f} times {num_rows}) with {train.num_workers} workers"
+    ]
+
+
+def run(config: Config) -> str:
+    """Trains, or goes on training.
+
+    Returns:
+        The model's directory.
+
+    Raises:
+        UserError: as `check`, or the cluster has no room for the workers.
+    """
+    check(config)
+    layout = RunDir(storage.absolute(config.run))
+    if (trained := _num_images_trained(layout)) >= config.train.num_images:
+        event(logger, "trained", model=layout.model, images=trained, state="finished already")
+        return layout.model
+    storage.require_writable(layout.path, "run")
+    storage.write_atomically(layout.config, to_yaml(config).encode())
+    needs = Needs(
+        stage="train",
+        workers=config.train.num_workers,
+        cpus_per_worker=config.train.cpus_per_worker,
+        gpus_per_worker=float(config.train.use_gpu),
+        paths=(config.run, config.dataset),
+    )
+    with connect(config, needs), _followed(config, layout):
+        _fit(config, layout)
+    event(logger, "trained", model=layout.model, images=config.train.num_images)
+    return layout.model
+
+
+def _check_same_run(config: Config, layout: RunDir) -> None:
+    if not storage.exists(layout.config):
+        return
+    before = from_yaml(storage.read_bytes(layout.config).decode(), layout.config)
+    changes = [
+        f"{key} was {old!r} and is now {new!r}"
+        for key, old, new in differences(before, config)
+        if key not in ("run", "dataset") and not key.startswith(MAY_CHANGE)
+    ]
+    if changes:
+        raise UserError(
+            f"run={config.run!r} was begun with other settings: {'; '.join(changes)}; "
+            "give another run=DIR, or delete this one"
+        )
+
+
+def _num_images_trained(layout: RunDir) -> int:
+    """What the finished model saw; 0 if there is none yet."""
+    path = storage.join(layout.model, checkpoint.CONFIG_FILE)
+    if not storage.exists(path):
+        return 0
+    return int(json.loads(storage.read_bytes(path))["num_images_trained"])
+
+
+def _fit(config: Config, layout: RunDir) -> None:
+    import ray
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from pipelines.trainer import run_worker
+
+    train = config.train
+    left = ray.cluster_resources().get("CPU", 0) - train.num_workers * train.cpus_per_worker
+    trainer = TorchTrainer(
+        run_worker,
+        train_loop_config={
+            "config": to_yaml(config),
+            "dataset": storage.absolute(config.dataset),
+            "reader_cpus": max(1.0, left // train.num_workers),
+        },
+        scaling_config=ScalingConfig(
+            num_workers=train.num_workers,
+            use_gpu=train.use_gpu,
+            resources_per_worker={"CPU": train.cpus_per_worker, "GPU": float(train.use_gpu)},
+        ),
+        # Ray Train finds its own checkpoints again by this path and goes on from the newest.
+        run_config=RunConfig(
+            name="checkpoints",
+            storage_path=layout.path,
+            checkpoint_config=CheckpointConfig(num_to_keep=train.num_checkpoints_kept),
+            failure_config=FailureConfig(max_failures=train.max_failures),
+        ),
+    )
+    trainer.fit()
+
+
+@contextlib.contextmanager
+def _followed(config: Config, layout: RunDir) -> Iterator[None]:
+    """Shows progress by reading the log that rank 0 writes, wherever that runs."""
+    finished = threading.Event()
+    follower = threading.Thread(target=_follow, args=(config, layout, finished), daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        follower.join()
+
+
+def _follow(config: Config, layout: RunDir, finished: threading.Event) -> None:
+    start = _last_line(layout).get("images", 0)
+    with Progress("train", config.train.num_images, "images", int(start)) as bar:
+        while True:
+            last = finished.wait(timeout=1.0)
+            line = _last_line(layout)
+            if line.get("images", 0) != bar.done:
+                losses = {k.replace("/", "_"): v for k, v in line.items() if k.startswith("loss/")}
+                speed = line["images_per_second"]
+                bar.update(int(line["images"]) - bar.done, **losses, images_per_second=speed)
+            if last:
+                return
+
+
+def _last_line(layout: RunDir) -> dict[str, float]:
+    if not storage.exists(layout.metrics_log):
+        return {}
+    lines = storage.read_bytes(layout.metrics_log).splitlines()
+    values: dict[str, float] = json.loads(lines[-1]) if lines else {}
+    return values
+
+
+if __name__ == "__main__":
+    from pipelines.cli import main
+
+    raise SystemExit(main(["train", *sys.argv[1:]]))

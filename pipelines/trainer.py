@@ -1,0 +1,340 @@
+"""The training loop of one worker, under Ray Train.
+
+Everything random is a function of (seed, pictures seen, rank): order and captions in `batches`, times, noise and text dropout
+here. A checkpoint is therefore weights, averaged weights, optimizer and one number, and a run that was interrupted goes on as
+if it had not been. Rank 0 alone keeps the averaged weights, the log and the grids of samples; all ranks meet in
+``ray.train.report``. Called by `train`.
+"""
+
+import json
+import logging
+import math
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+import ray.train.torch
+import torch
+from torch import Tensor, nn
+
+from layered_model import checkpoint
+from layered_model.checkpoint import ModelConfig, SamplingDefaults
+from layered_model.diffusion import LayeredDiffusion
+from layered_model.ema import PowerEMA
+from layered_model.images import to_float
+from layered_model.loss import stratified_times
+from layered_model.pipeline import LayeredPipeline
+from layered_model.text import EncoderInfo, pad
+from layered_model.unet import LayeredUNet
+from pipelines import batches, storage
+from pipelines.config import Config, from_yaml, to_yaml
+from pipelines.dataset import PreparedDataset, text_of, text_rows
+from pipelines.grid import contact_sheet
+from pipelines.schema import CAPTIONS, TEXT, TEXT_LENGTHS, RunDir
+from pipelines.session import event, setup_logging
+
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "state.pt"
+GRID_CAPTIONS = 8
+BETAS = (0.9, 0.99)
+"""Of AdamW; a short second moment follows the loss of noise levels that differ by orders of magnitude."""
+
+
+def run_worker(arguments: dict[str, Any]) -> None:
+    """What Ray Train runs in each worker: ``config`` as YAML, ``dataset`` path, ``reader_cpus``."""
+    setup_logging()
+    config = from_yaml(arguments["config"])
+    Worker(config, PreparedDataset.open(arguments["dataset"])).train(arguments["reader_cpus"])
+
+
+@dataclass
+class Stopwatch:
+    """Seconds by activity since the last reset."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def time(self, activity: str) -> Iterator[None]:
+        """Adds the time spent inside to an activity."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - began
+            self.seconds[activity] = self.seconds.get(activity, 0.0) + spent
+
+    def take(self) -> dict[str, float]:
+        """The seconds so far, and start anew."""
+        taken, self.seconds = self.seconds, {}
+        return taken
+
+
+def model_config(config: Config, dataset: PreparedDataset, num_images: int) -> ModelConfig:
+    """What is saved beside the weights."""
+    made = dataset.manifest.settings
+    return ModelConfig(
+        network=config.model,
+        diffusion=config.diffusion,
+        text=EncoderInfo(
+            name=made.encoder,
+            weights=made.encoder_weights,
+            width=made.text_width,
+            max_tokens=made.max_tokens,
+        ),
+        sampling=SamplingDefaults(
+            sampler=config.sample.sampler,
+            num_steps=config.sample.num_steps,
+            guidance=config.sample.guidance,
+        ),
+        num_images_trained=num_images,
+    )
+
+
+class Worker:
+    """One process of data-parallel training."""
+
+    def __init__(self, config: Config, dataset: PreparedDataset) -> None:
+        context = ray.train.get_context()
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self.config, self.dataset = config, dataset
+        self.layout = RunDir(storage.absolute(config.run))
+        self.device = ray.train.torch.get_device()
+        self.num_images = 0
+        torch.manual_seed(config.seed)
+        network = LayeredUNet(config.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model: nn.Module = ray.train.torch.prepare_model(network)
+        self.network: LayeredUNet = getattr(self.model, "module", self.model)
+        self.diffusion = LayeredDiffusion(config.diffusion, config.model.resolutions)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(),
+            lr=config.train.learning_rate,
+            betas=BETAS,
+            weight_decay=config.train.weight_decay,
+            fused=True,
+        )
+        self.ema = PowerEMA(self.network, config.train.ema_relative_width)
+        self._restore()
+        self.log = MetricsLog(self.layout, self.num_images) if self.rank == 0 else None
+
+    def train(self, reader_cpus: float) -> None:
+        """Trains to ``train.num_images``, then rank 0 writes the model's directory."""
+        train = self.config.train
+        local_batch = train.batch_size // self.world_size
+        chosen = batches.windows(
+            self.dataset.row_groups("train"),
+            seed=self.config.seed,
+            rank=self.rank,
+            world_size=self.world_size,
+            first=self.num_images // self.world_size,
+            num_rows=(train.num_images - self.num_images) // self.world_size + local_batch,
+        )
+        reader = batches.stream(
+            chosen,
+            batch_size=local_batch,
+            max_tokens=self.config.text.max_tokens,
+            num_cpus=reader_cpus,
+        )
+        stopwatch, losses, began = Stopwatch(), [], time.perf_counter()
+        norm = torch.zeros(())
+        while self.num_images < train.num_images:
+            with stopwatch.time("data"):
+                batch = next(reader)
+            with stopwatch.time("model"):
+                losses.append(self._backward(batch))
+            with stopwatch.time("optimizer"):
+                norm = self._step()
+            before, self.num_images = self.num_images, self.num_images + train.batch_size
+            done = self.num_images >= train.num_images
+            if done or _crossed(train.log_every_images, before, self.num_images):
+                self._log(losses, norm, began, stopwatch.take())
+                losses, began = [], time.perf_counter()
+            with stopwatch.time("other"):
+                if _crossed(train.grid_every_images, before, self.num_images) and not done:
+                    self._draw_grid()
+                if done or _crossed(train.checkpoint_every_images, before, self.num_images):
+                    self._save()
+        if self.rank == 0:
+            self._export()
+
+    def _backward(self, batch: dict[str, Tensor]) -> Tensor:
+        """Gradients of one batch; returns each layer's unweighted loss."""
+        train, local = self.config.train, len(batch[batches.PICTURE])
+        shared = torch.Generator().manual_seed(_seed(self.config.seed, self.num_images))
+        own = torch.Generator().manual_seed(_seed(self.config.seed, self.num_images, self.rank + 1))
+        t = stratified_times(self.rank * local, local, train.batch_size, shared)
+        channels = self.config.model.picture_channels
+        eps = self.diffusion.noise(
+            lambda r: torch.randn(local, channels, r, r, generator=own).to(self.device)
+        )
+        tokens = batch[batches.TOKENS]
+        keep = torch.rand(local, generator=own) >= train.text_dropout
+        mask = torch.arange(tokens.shape[1]) < (batch[batches.NUM_TOKENS] * keep)[:, None]
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=train.precision == "bfloat16"
+        ):
+            loss = self.diffusion.loss(
+                self.model,
+                to_float(batch[batches.PICTURE].to(self.device)),
+                eps,
+                t.to(self.device),
+                tokens.to(self.device, torch.float32),
+                mask.to(self.device),
+            )
+        torch.autograd.backward(loss.total)
+        return loss.per_layer
+
+    def _step(self) -> Tensor:
+        """One optimizer step; returns the gradient's norm before clipping."""
+        train = self.config.train
+        for group in self.optimizer.param_groups:
+            group["lr"] = train.learning_rate * min(
+                1.0, (self.num_images + train.batch_size) / max(train.warmup_images, 1)
+            )
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), train.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.rank == 0:
+            self.ema.update(self.network)
+        return norm
+
+    def _log(
+        self, losses: list[Tensor], norm: Tensor, began: float, seconds: dict[str, float]
+    ) -> None:
+        """Checks that the loss is finite, on every rank, and adds one line to rank 0's log."""
+        loss = torch.stack(losses).mean(dim=0).tolist()
+        if not all(map(math.isfinite, loss)):
+            raise FloatingPointError(
+                f"the loss is {loss} after {self.num_images} pictures; training stops at the last "
+                f"checkpoint in {self.layout.checkpoints}; a lower train.learning_rate may help"
+            )
+        if self.log is None:
+            return
+        elapsed, total = time.perf_counter() - began, sum(seconds.values())
+        resolutions = self.config.model.resolutions
+        self.log.add(
+            self.num_images,
+            {f"loss/{r}": value for r, value in zip(resolutions, loss, strict=True)}
+            | {f"time/{name}": spent / total for name, spent in sorted(seconds.items())}
+            | {
+                "grad_norm": float(norm),
+                "learning_rate": self.optimizer.param_groups[0]["lr"],
+                "images_per_second": len(losses) * self.config.train.batch_size / elapsed,
+            },
+        )
+
+    def _save(self) -> None:
+        """Hands a checkpoint to Ray Train. All ranks call it: report is a barrier."""
+        metrics: dict[str, Any] = {"num_images": self.num_images}
+        if self.rank != 0:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            state = {
+                "config": to_yaml(self.config),
+                "num_images": self.num_images,
+                "network": self.network.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "ema": self.ema.state_dict(),
+            }
+            torch.save(state, Path(folder, STATE_FILE))
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    def _restore(self) -> None:
+        """Goes on from Ray Train's latest checkpoint, if there is one."""
+        latest = ray.train.get_checkpoint()
+        if latest is None:
+            return
+        with latest.as_directory() as folder:
+            state = torch.load(
+                Path(folder, STATE_FILE), map_location=self.device, weights_only=True
+            )
+        self.num_images = state["num_images"]
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ema.load_state_dict(**state["ema"])
+        if self.rank == 0:
+            event(logger, "resumed", images=self.num_images, checkpoint=latest.path)
+
+    def _export(self) -> None:
+        config = model_config(self.config, self.dataset, self.num_images)
+        for name, content in checkpoint.encode(config, self.ema.weights).items():
+            storage.write_atomically(storage.join(self.layout.model, name), content)
+        event(logger, "exported", model=self.layout.model)
+
+    def _draw_grid(self) -> None:
+        """Rank 0 draws fixed captions with fixed seeds from the averaged weights."""
+        if self.rank != 0 or not self.dataset.num_images("val"):
+            return
+        rows = range(min(GRID_CAPTIONS, self.dataset.num_images("val")))
+        table = self.dataset.read("val", [CAPTIONS, TEXT, TEXT_LENGTHS], rows)
+        tokens = [torch.from_numpy(text_of(row, 0).astype(np.float32)) for row in text_rows(table)]
+        averaged = LayeredUNet(self.config.model)
+        averaged.load_state_dict(self.ema.weights)
+        pipe = LayeredPipeline(
+            model_config(self.config, self.dataset, self.num_images), averaged, device=self.device
+        )
+        pictures = pipe.sample(*pad(tokens, self.config.text.max_tokens), list(rows))
+        sheet = contact_sheet(
+            [captions[0] for captions in table.column(CAPTIONS).to_pylist()],
+            {resolution: list(batch.numpy()) for resolution, batch in pictures.items()},
+            title=f"after {self.num_images:,} pictures",
+        )
+        assert self.log is not None
+        self.log.add_grid(self.num_images, sheet)
+
+
+class MetricsLog:
+    """``metrics.jsonl``, TensorBoard events and grids of a run, in rank 0.
+
+    Lines of an interrupted run beyond the position it goes on from are dropped.
+    """
+
+    def __init__(self, layout: RunDir, num_images: int) -> None:
+        self.layout = layout
+        self.lines: list[str] = []
+        if num_images and storage.exists(layout.metrics_log):
+            lines = storage.read_bytes(layout.metrics_log).decode().splitlines()
+            self.lines = [line for line in lines if json.loads(line)["images"] <= num_images]
+        self._board: Any = None
+        if not storage.is_remote(layout.path):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(layout.tensorboard, purge_step=num_images or None)
+
+    def add(self, num_images: int, values: dict[str, float]) -> None:
+        """One line, at a position."""
+        record = {"images": num_images, **{name: float(f"{v:.6g}") for name, v in values.items()}}
+        self.lines.append(json.dumps(record))
+        storage.write_atomically(self.layout.metrics_log, ("\n".join(self.lines) + "\n").encode())
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, num_images)
+            self._board.flush()
+
+    def add_grid(self, num_images: int, sheet: Any) -> None:
+        """One contact sheet, at a position."""
+        import io
+
+        content = io.BytesIO()
+        sheet.save(content, "PNG")
+        path = storage.join(self.layout.samples, f"{num_images:09d}.png")
+        storage.write_atomically(path, content.getvalue())
+        if self._board is not None:
+            self._board.add_image("samples", np.asarray(sheet), num_images, dataformats="HWC")
+
+
+def _crossed(every: int, before: int, after: int) -> bool:
+    """Whether a multiple of `every` lies in (before, after]."""
+    return after // every > before // every
+
+
+def _seed(*parts: int) -> int:
+    """One 64-bit seed from several numbers."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
