@@ -72,7 +72,9 @@ class FeatureExtractor:
     @torch.inference_mode()
     def __call__(self, images: UInt8[Tensor, "b h w 3"]) -> Features:
         """Return float32 features and logits of `images` (uint8 RGB, NHWC, any square size)."""
-        return Features(*self.network(self.prepare(images)))
+        # TF32, which cuDNN uses unless told otherwise, would move a distance in the fourth digit.
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            return Features(*self.network(self.prepare(images)))
 
 
 def load_extractor(name: str, device: str | torch.device = "cpu") -> FeatureExtractor:

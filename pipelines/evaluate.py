@@ -11,8 +11,9 @@ Work is cut into fixed blocks by index, so the scores do not depend on the numbe
 block whose actor dies is done again by another. Statistics merge in the order of the blocks (see `metrics`). The
 reference's are kept in the run's directory and used again as long as what decides them stays the same.
 
-Writes ``metrics.json`` (scores, and everything that decides them) and ``grid.png``. With equal settings the finished files
-are left as they are.
+Each actor gets a GPU where training does (``train.use_gpu``). The untrained network is drawn without guidance, which would
+change nothing: its output is zero whatever the text. Writes ``metrics.json`` (scores, and everything that decides them) and
+``grid.png``. With equal settings the finished files are left as they are.
 """
 
 import dataclasses
@@ -28,13 +29,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from layered_model import LayeredPipeline
 from layered_model.features import FeatureExtractor, load_extractor
 from pipelines import cli, metrics, storage
 from pipelines.config import Config, UserError, fingerprint
 from pipelines.dataset import PreparedDataset
 from pipelines.grid import contact_sheet
 from pipelines.metrics import FeatureStatistics, Statistics
+from pipelines.runs import load_model
 from pipelines.schema import CAPTIONS, RunDir
 from pipelines.scoring import Block, Caption, Kind, Scored, Scorer, choose_captions, cut, num_splits
 from pipelines.session import Needs, Progress, connect, event
@@ -112,11 +113,7 @@ def _plan(config: Config) -> Plan:
             f"evaluate.num_images={options.num_images} must be at most {available}, the pictures of "
             f"{options.split} in dataset={config.dataset!r}"
         )
-    try:
-        pipeline = LayeredPipeline.from_pretrained(layout.model)
-    except FileNotFoundError as error:
-        command = f"layered train --preset {config.preset} --run {config.run}"
-        raise UserError(f"run={config.run!r}: {error}; `{command}` makes it") from error
+    pipeline = load_model(config)
     model = pipeline.config
     dataset.check_matches(
         dataclasses.replace(config, model=model.network, diffusion=model.diffusion)

@@ -16,6 +16,7 @@ from layered_model import LayeredPipeline
 from pipelines import cli, storage
 from pipelines.config import Config, UserError
 from pipelines.grid import contact_sheet
+from pipelines.runs import load_model
 from pipelines.schema import RunDir
 from pipelines.session import Progress
 
@@ -102,12 +103,7 @@ def slug(prompt: str) -> str:
 
 def _load(config: Config) -> LayeredPipeline:
     """The run's model, with its text encoder."""
-    path = RunDir(storage.absolute(config.run)).model
-    try:
-        pipeline = LayeredPipeline.from_pretrained(path)
-    except FileNotFoundError as error:
-        command = f"layered train --preset {config.preset} --run {config.run}"
-        raise UserError(f"run={config.run!r}: {error}; `{command}` makes it") from error
+    pipeline = load_model(config)
     try:
         _ = pipeline.text_encoder
     except ValueError as error:
