@@ -250,6 +250,8 @@ def _make(config: Config, plan: Plan, missing: list[units.Row], kept: Finished) 
             ray.data.from_items(missing, override_num_blocks=len(missing))
             .map(
                 functools.partial(units.decode_unit, images=plan.images, settings=plan.settings),
+                # No limit; but without one Ray may fuse this stage into the few actors of the next.
+                compute=ray.data.TaskPoolStrategy(size=len(missing)),
                 num_cpus=num_cpus,
             )
             .map(
@@ -264,9 +266,6 @@ def _make(config: Config, plan: Plan, missing: list[units.Row], kept: Finished) 
                 compute=ray.data.ActorPoolStrategy(size=num_actors),
                 num_cpus=num_cpus,
                 num_gpus=num_gpus,
-                # Ray's defaults. Said here, they keep Ray from fusing both stages into the few actors.
-                max_restarts=-1,
-                max_task_retries=-1,
             )
         )
         for row in rows.iter_rows():

@@ -117,6 +117,7 @@ def configure(coco, toy_encoder, tmp_path):
             "data.rows_per_file": 4,
             "text.max_tokens": MAX_TOKENS,
             "model.text_width": WORDS,
+            "model.resolutions": "[16,32,64]",
         }
         ours = [f"{key}={json.dumps(str(value))}" for key, value in paths.items()]
         ours += [f"{key}={value}" for key, value in settings.items()]

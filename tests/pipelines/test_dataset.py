@@ -106,7 +106,10 @@ def test_missing_and_foreign_datasets_are_told(tmp_path):
         ("text.encoder=t5-small", "text.encoder: the configuration wants 't5-small', but .* with "),
         ("text.max_tokens=13", "text.max_tokens: the configuration wants 13, but .* with 12"),
         ("model.text_width=5", "model.text_width: the configuration wants 5, but .* with 4"),
-        ("model.resolutions=[8,16,32]", "model.resolutions: the configuration wants 32, but .* 64"),
+        (
+            "model.resolutions=[12,24,48]",
+            "model.resolutions: the configuration wants 48, but .* 64",
+        ),
     ],
 )
 def test_a_dataset_for_another_model_is_refused(dataset, configure, override, message):

