@@ -78,7 +78,9 @@ def _section(kind: Any, values: Mapping[str, Any]) -> Any:
 
 def encode(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, bytes]:
     """The directory's files, by name, in the order to write them: the configuration last, as the sign of completeness."""
-    content = safetensors.torch.save({name: w.detach().cpu() for name, w in weights.items()})
+    content = safetensors.torch.save(
+        {name: w.detach().cpu().contiguous() for name, w in weights.items()}
+    )
     description = {
         "format": FORMAT,
         "weights_sha256": hashlib.sha256(content).hexdigest(),

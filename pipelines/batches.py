@@ -79,14 +79,15 @@ def windows(
 
 
 @dataclass(frozen=True, slots=True)
-class ReadWindow:
-    """Task of Ray Data: a window in, blocks of decoded pictures and padded text out."""
+class ReadWindows:
+    """Task of Ray Data: numbers of windows in, blocks of decoded pictures and padded text out."""
 
+    windows: tuple[Window, ...]
     max_tokens: int
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, NDArray[Any]]]:
         """Yields blocks of at most `ROWS_PER_BLOCK` rows, so that large pictures stay within Ray's block size."""
-        for window in batch["item"]:
+        for window in (self.windows[number] for number in batch["id"]):
             rng = np.random.default_rng(window.seed)
             columns = [IMAGE, TEXT, TEXT_LENGTHS]
             tables = [read_row_group(group, columns) for group in window.groups]
@@ -134,7 +135,7 @@ def stream(
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ray.data.ExecutionResources(cpu=num_cpus)
-    dataset = ray.data.from_items(list(chosen), override_num_blocks=len(chosen)).map_batches(
-        ReadWindow(max_tokens), batch_size=1, num_cpus=1
+    dataset = ray.data.range(len(chosen), override_num_blocks=len(chosen)).map_batches(
+        ReadWindows(tuple(chosen), max_tokens), batch_size=1, num_cpus=1
     )
     yield from dataset.iter_torch_batches(batch_size=batch_size, drop_last=True, prefetch_batches=4)

@@ -100,7 +100,7 @@ def run(config: Config) -> dict[str, Any]:
         result = _evaluate(config, plan)
     else:
         event(logger, "evaluate", finished=plan.layout.scores)
-    sys.stdout.write(table(result) + "\n")
+    sys.stdout.write(metrics.score_table(result) + "\n")
     return result
 
 
@@ -290,25 +290,6 @@ def _warnings(plan: Plan) -> list[str]:
         f"{num_images} pictures are fewer than the {dim} features of {plan.extractor.name}: the distance "
         "is biased upwards by about c/N; compare it only with runs of the same N"
     ]
-
-
-def table(result: dict[str, Any]) -> str:
-    """The scores as a small table: a column for each resolution."""
-    scores, settings = result["scores"], result["settings"]
-    lines = ["".join([" " * 16, *(f"{resolution + ' px':>10}" for resolution in scores)])]
-    for name in next(iter(scores.values())):
-        if not name.startswith(("fd_", "is_")) or name.endswith("_std"):
-            continue
-        rows = {name: list(scores.values())}
-        for kind in ("untrained", "reference"):
-            rows[f"  {kind}"] = [entry.get(kind, {}) for entry in scores.values()]
-        for label, entries in rows.items():
-            if name in entries[0]:
-                lines.append("".join([f"{label:16}", *(f"{e[name]:10.2f}" for e in entries)]))
-    lines.append(
-        f"{settings['num_images']} pictures drawn, {settings['num_references']} of {settings['split']} as reference"
-    )
-    return "\n".join(lines)
 
 
 def _texts(plan: Plan, captions: Sequence[Caption]) -> list[str]:

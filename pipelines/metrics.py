@@ -173,3 +173,22 @@ def unpack(content: bytes) -> dict[str, Statistics]:
         )
         for name, parts in tree.items()
     }
+
+
+def score_table(result: dict[str, Any]) -> str:
+    """The content of ``metrics.json`` as a small table: a column for each resolution."""
+    scores, settings = result["scores"], result["settings"]
+    lines = ["".join([" " * 16, *(f"{resolution + ' px':>10}" for resolution in scores)])]
+    for name in next(iter(scores.values())):
+        if not name.startswith(("fd_", "is_")) or name.endswith("_std"):
+            continue
+        rows = {name: list(scores.values())}
+        for kind in ("untrained", "reference"):
+            rows[f"  {kind}"] = [entry.get(kind, {}) for entry in scores.values()]
+        for label, entries in rows.items():
+            if name in entries[0]:
+                lines.append("".join([f"{label:16}", *(f"{e[name]:10.2f}" for e in entries)]))
+    lines.append(
+        f"{settings['num_images']} pictures drawn, {settings['num_references']} of {settings['split']} as reference"
+    )
+    return "\n".join(lines)

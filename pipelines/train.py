@@ -90,7 +90,8 @@ def run(config: Config) -> str:
         gpus_per_worker=float(config.train.use_gpu),
         paths=(config.run, config.dataset),
     )
-    with connect(config, needs), _followed(config, layout):
+    # With the dashboard, because Ray Train watches its own controller through it.
+    with connect(config, needs, dashboard=True), _followed(config, layout):
         _fit(config, layout)
     event(logger, "trained", model=layout.model, images=config.train.num_images)
     return layout.model
