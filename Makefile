@@ -5,6 +5,9 @@ SHELL := bash
 .ONESHELL:
 .DEFAULT_GOAL := help
 
+# Container images like to set this. What is imported here is compiled once and kept: Ray starts dozens of processes.
+export PYTHONDONTWRITEBYTECODE :=
+
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -40,8 +43,8 @@ clean:  ## delete the environment and the caches; datasets and runs stay
 	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 
 # Set-up. An interrupted one leaves .incomplete behind and is begun afresh. pip is renewed first, because the one that
-# comes with Python 3.11 needs twice the time; --no-compile, because most of what torch and transformers hold is never
-# imported. The second list goes in without its dependencies, for the reason that stands in it.
+# comes with Python 3.11 needs twice the time; --no-compile, because three modules in four are never imported, and the rest
+# is compiled when it is. The second list goes in without its dependencies, for the reason that stands in it.
 $(VENV)/.demo: pyproject.toml constraints.txt requirements-demo.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=...")'
 	if [[ -e $(VENV)/.incomplete ]]; then rm -rf $(VENV); fi
@@ -49,18 +52,18 @@ $(VENV)/.demo: pyproject.toml constraints.txt requirements-demo.txt
 	touch $(VENV)/.incomplete
 	echo "Setting up $(VENV); the first time takes a minute or two."
 	$(PYTHON) -m venv $(VENV)
-	export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_COMPILE=1
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip
+	install=($(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check)
+	"$${install[@]}" --constraint constraints.txt --upgrade pip
 	torch=()
 	if ! nvidia-smi --list-gpus &>/dev/null && $(answers) $(TORCH_CPU); then torch=(--find-links $(TORCH_CPU)); fi
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt "$${torch[@]}" --editable .
-	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-demo.txt
+	"$${install[@]}" --constraint constraints.txt "$${torch[@]}" --editable .
+	"$${install[@]}" --no-deps --requirement requirements-demo.txt
 	rm $(VENV)/.incomplete
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
 	@echo "Adding what the tests need to $(VENV)."
-	PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 # Without this page pip takes the build from its usual index, which works as well and is larger.
