@@ -15,7 +15,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_CPU ?= https://download.pytorch.org/whl/cpu/torch/
 
 help:  ## list the targets
-	@sed -nE 's/^([a-z]+):.*##  ?(.*)/  make \1|\2/p' Makefile | column -t -s '|'
+	@awk -F ':.*##  ?' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
 demo: $(VENV)/.demo  ## prepare, train, evaluate and draw, on the embedded pictures: runs/demo
 	@$(BIN)/layered demo
