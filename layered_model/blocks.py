@@ -26,7 +26,7 @@ def zero_init(module: Projection) -> Projection:
 
 def group_norm(channels: int) -> nn.GroupNorm:
     """Group norm with at most 32 groups of at least 4 channels each."""
-    return nn.GroupNorm(math.gcd(32, max(channels // 4, 1)), channels)
+    return nn.GroupNorm(math.gcd(32, max(channels // 4, 1), channels), channels)
 
 
 class LogSNREmbedding(nn.Module):

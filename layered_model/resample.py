@@ -37,6 +37,9 @@ def _dct_matrix(n: int) -> Float[Tensor, "n n"]:
 
 
 @lru_cache(maxsize=128)
+@torch.inference_mode(
+    mode=False
+)  # a matrix first needed while sampling must serve training as well
 def resampling_matrix(
     kernel: Kernel, high: int, low: int, dtype: torch.dtype, device: torch.device
 ) -> Float[Tensor, "low high"]:

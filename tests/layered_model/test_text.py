@@ -17,30 +17,6 @@ CAPTIONS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def t5(tmp_path_factory):
-    """A directory with a small T5 of random weights and a real tokenizer."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
-
-    words = ["<pad>", "</s>", "<unk>", *sorted({w for text in CAPTIONS for w in text.split()})]
-    tokenizer = Tokenizer(
-        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", 1)]
-    )
-    directory = tmp_path_factory.mktemp("t5")
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(directory)
-    torch.manual_seed(0)
-    config = T5Config(vocab_size=len(words), d_model=24, d_kv=8, d_ff=48, num_layers=2, num_heads=3)
-    T5ForConditionalGeneration(config).save_pretrained(directory)
-    return directory
-
-
 @pytest.fixture(scope="module", params=["t5", "minilm"])
 def encoder(request):
     if request.param == "t5":
