@@ -26,11 +26,7 @@ from pipelines.session import Needs, Progress, connect, event
 
 logger = logging.getLogger(__name__)
 
-PROMPTS = (
-    "a red apple on a yellow background",
-    "a green heart on a pink background",
-    "a smiling face on a blue background",
-)
+PROMPT = "a red apple on a yellow background"
 POLL_SECONDS = 0.5
 LOG_TAIL = 40
 _PROGRESS = re.compile(
@@ -80,8 +76,7 @@ def _stages(config: Config, layout: RunDir) -> Iterator[tuple[str, list[str]]]:
     common += ["--dataset", storage.absolute(config.dataset)]
     for stage in ("prepare", "train", "evaluate"):
         yield stage, common
-    for prompt in PROMPTS:
-        yield "sample", [prompt, *common, "--num-images", "4"]
+    yield "sample", [PROMPT, *common]
 
 
 def _run_job(client: Any, stage: str, arguments: Sequence[str], layout: RunDir) -> None:
