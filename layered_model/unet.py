@@ -62,6 +62,13 @@ class UNetConfig:
 
     def __post_init__(self) -> None:
         _check_resolutions(self.resolutions)
+        for name in ("embedding_width", "head_width", "text_width", "picture_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive")
+        if self.mid_blocks < 0:
+            raise ValueError(f"mid_blocks={self.mid_blocks} must not be negative")
+        if min(self.channels, default=1) < 1:
+            raise ValueError(f"channels={self.channels} must be positive")
         levels, trunk_levels = len(self.channels), self.num_trunk_levels
         if trunk_levels < 1:
             raise ValueError(
@@ -76,6 +83,13 @@ class UNetConfig:
                 raise ValueError(
                     f"{name}={values} must hold {length} counts: of {levels} levels "
                     f"{trunk_levels} are the trunk's"
+                )
+        top = self.resolutions[-1]
+        for resolution in self.resolutions[1:]:
+            if not self.blocks[(top // resolution).bit_length() - 1]:
+                raise ValueError(
+                    f"blocks={self.blocks} must hold at least 1 for resolution {resolution}, "
+                    "where a picture comes in"
                 )
         if self.resolutions[0] % 2 ** (trunk_levels - 1):
             raise ValueError(
@@ -130,7 +144,7 @@ class TextConditioning(nn.Module):
         """Context tokens, their mask, and the pooled text for the embedding."""
         null = self.null.expand(len(text), 1, -1)
         tokens = torch.cat([null, self.project(text)], dim=1)
-        mask = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
+        mask = torch.cat([mask.new_ones(len(mask), 1), mask], dim=1)
         weight = mask.unsqueeze(-1).to(tokens.dtype)
         pooled = (tokens * weight).sum(1) / weight.sum(1)
         return self.norm(tokens), mask, self.pool(pooled)
