@@ -138,4 +138,8 @@ def stream(
     dataset = ray.data.range(len(chosen), override_num_blocks=len(chosen)).map_batches(
         ReadWindows(tuple(chosen), max_tokens), batch_size=1, num_cpus=1
     )
-    yield from dataset.iter_torch_batches(batch_size=batch_size, drop_last=True, prefetch_batches=4)
+    # The split's coordinator, an actor, runs the pipeline: here its thread would compete with training for the interpreter.
+    (iterator,) = dataset.streaming_split(1)
+    yield from iterator.iter_torch_batches(
+        batch_size=batch_size, drop_last=True, prefetch_batches=4
+    )
