@@ -21,6 +21,7 @@ from pipelines import storage
 from pipelines.config import Config, UserError, to_yaml
 from pipelines.dataset import PreparedDataset
 from pipelines.metrics import score_table
+from pipelines.runs import step_split
 from pipelines.schema import RunDir
 from pipelines.session import Needs, Progress, connect, event
 
@@ -133,6 +134,7 @@ def _tell(config: Config, layout: RunDir, seconds: float) -> None:
         f"""
 {score_table(scores)}
 Trained on {num_images} pictures, {config.train.num_images} views; all in all {seconds:.0f} seconds.
+A training step: {step_split(layout)}.
 
 Captions of the validation split and what the model drew, at every resolution:
   {layout.grid}

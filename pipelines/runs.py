@@ -1,4 +1,10 @@
-"""Finds the model of a run. Called by the stages that use one: `evaluate` and `sample`."""
+"""Reads what training left in a run's directory: the model, and where the time of a step went.
+
+Called by `evaluate` and `sample`, and by `train` and `demo`.
+"""
+
+import json
+from collections import Counter
 
 from layered_model import LayeredPipeline
 from pipelines import storage
@@ -18,3 +24,18 @@ def load_model(config: Config) -> LayeredPipeline:
         return LayeredPipeline.from_pretrained(path)
     except (FileNotFoundError, ValueError) as error:
         raise UserError(f"run={config.run!r}: {error}; `{command}` makes it") from error
+
+
+def step_split(layout: RunDir) -> str:
+    """What a training step spends its time on, over the whole run: ``model 93 %, optimizer 6 %, data 1 %, other 0 %``."""
+    seconds: Counter[str] = Counter()
+    previous = 0
+    for text in storage.read_bytes(layout.metrics_log).decode().splitlines():
+        line = json.loads(text)
+        spent = (line["images"] - previous) / line["images_per_second"]
+        previous = line["images"]
+        for name, fraction in line.items():
+            if name.startswith("time/"):
+                seconds[name.removeprefix("time/")] += fraction * spent
+    total = sum(seconds.values())
+    return ", ".join(f"{name} {100 * part / total:.1f} %" for name, part in seconds.most_common())

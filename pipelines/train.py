@@ -16,6 +16,7 @@ from layered_model import checkpoint
 from pipelines import storage
 from pipelines.config import Config, UserError, differences, from_yaml, to_yaml
 from pipelines.dataset import PreparedDataset
+from pipelines.runs import step_split
 from pipelines.schema import RunDir
 from pipelines.session import Needs, Progress, connect, event
 
@@ -94,6 +95,7 @@ def run(config: Config) -> str:
     with connect(config, needs, dashboard=True), _followed(config, layout):
         _fit(config, layout)
     event(logger, "trained", model=layout.model, images=config.train.num_images)
+    event(logger, "step", split=step_split(layout))
     return layout.model
 
 

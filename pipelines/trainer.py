@@ -6,6 +6,7 @@ if it had not been. Rank 0 alone keeps the averaged weights, the log and the gri
 ``ray.train.report``. Called by `train`.
 """
 
+import itertools
 import json
 import logging
 import math
@@ -135,12 +136,16 @@ class Worker:
             first=self.num_images // self.world_size,
             num_rows=(train.num_images - self.num_images) // self.world_size + local_batch,
         )
-        reader = batches.stream(
+        reader: Iterator[dict[str, Tensor]] = batches.stream(
             chosen,
             batch_size=local_batch,
             max_tokens=self.config.text.max_tokens,
             num_cpus=reader_cpus,
         )
+        began = time.perf_counter()
+        reader = itertools.chain([next(reader)], reader)  # start-up of Ray Data, not part of a step
+        if self.rank == 0:
+            event(logger, "first_batch", seconds=time.perf_counter() - began)
         stopwatch, losses, began = Stopwatch(), [], time.perf_counter()
         norm = torch.zeros(())
         while self.num_images < train.num_images:
