@@ -237,11 +237,12 @@ def test_presets_cost_what_their_comments_say(preset, giga_macs, million_paramet
 
 
 @pytest.mark.compile
-def test_the_compiled_network_equals_the_plain_one(tiny, awake, batch_of):
+def test_the_network_is_one_graph(tiny, awake, batch_of):
+    # Without a code generator, which would take a minute; what may break is the capture.
     config = tiny(resolutions=(8, 16), channels=(8, 16), blocks=(1, 1), attention=(1,))
     network = awake(config)
-    compiled = torch.compile(network, fullgraph=True)
+    captured = torch.compile(network, fullgraph=True, backend="aot_eager")
     for one, two in zip(
-        run(network, *batch_of(config)), run(compiled, *batch_of(config)), strict=True
+        run(network, *batch_of(config)), run(captured, *batch_of(config)), strict=True
     ):
-        torch.testing.assert_close(one, two, rtol=0, atol=1e-4)
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
