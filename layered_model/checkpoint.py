@@ -56,24 +56,33 @@ class ModelConfig:
         Raises:
             ValueError: if a key is missing, unknown or out of range.
         """
-        try:
-            return cls(
-                network=_section(UNetConfig, values["network"]),
-                diffusion=_section(DiffusionConfig, values["diffusion"]),
-                text=_section(EncoderInfo, values["text"]),
-                sampling=_section(SamplingDefaults, values["sampling"]),
-                num_images_trained=values["num_images_trained"],
-            )
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{CONFIG_FILE}: {error}") from error
+        _check_keys(cls, values)
+        return cls(
+            network=_section(UNetConfig, values["network"]),
+            diffusion=_section(DiffusionConfig, values["diffusion"]),
+            text=_section(EncoderInfo, values["text"]),
+            sampling=_section(SamplingDefaults, values["sampling"]),
+            num_images_trained=values["num_images_trained"],
+        )
+
+
+def _check_keys(kind: Any, values: Any) -> None:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{kind.__name__} must be an object, not {values!r}")
+    names = {field.name for field in fields(kind)}
+    if missing := names - set(values):
+        raise ValueError(f"{kind.__name__} lacks {', '.join(sorted(missing))}")
+    if unknown := set(values) - names:
+        raise ValueError(f"{kind.__name__} knows no {', '.join(sorted(unknown))}")
 
 
 def _section(kind: Any, values: Mapping[str, Any]) -> Any:
     """A flat dataclass whose lists in JSON are tuples."""
-    missing = {field.name for field in fields(kind)} - set(values)
-    if missing:
-        raise KeyError(f"{kind.__name__} lacks {', '.join(sorted(missing))}")
-    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    _check_keys(kind, values)
+    try:
+        return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    except TypeError as error:  # a value that cannot be compared with its bounds
+        raise ValueError(f"{kind.__name__}: {error}") from error
 
 
 def encode(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, bytes]:
@@ -97,25 +106,30 @@ def load(path: str) -> tuple[ModelConfig, dict[str, Tensor], str]:
 
     Raises:
         FileNotFoundError: if it is not a model's directory.
-        ValueError: if the format is another one or the weights are damaged.
+        ValueError: if the configuration is none of this format or the weights are damaged; names the file.
     """
-    description = json.loads(_read(path, CONFIG_FILE))
-    if description.pop("format", None) != FORMAT:
-        raise ValueError(f"{path}/{CONFIG_FILE}: format must be {FORMAT}")
-    expected = description.pop("weights_sha256")
+    location = f"{path.rstrip('/')}/{CONFIG_FILE}"
+    try:
+        description = json.loads(_read(path, CONFIG_FILE))
+        if not isinstance(description, dict) or description.pop("format", None) != FORMAT:
+            raise ValueError(f"format must be {FORMAT}")
+        expected = description.pop("weights_sha256", None)
+        config = ModelConfig.from_dict(description)
+    except ValueError as error:
+        raise ValueError(f"{location}: {error}") from error
     content = _read(path, WEIGHTS_FILE)
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
         raise ValueError(
             f"{path}/{WEIGHTS_FILE} is damaged: its SHA-256 is {found}, {CONFIG_FILE} says {expected}"
         )
-    return ModelConfig.from_dict(description), safetensors.torch.load(content), expected
+    return config, safetensors.torch.load(content), found
 
 
 def _read(path: str, name: str) -> bytes:
     import fsspec
 
-    location = f"{str(path).rstrip('/')}/{name}"
+    location = f"{path.rstrip('/')}/{name}"
     try:
         with fsspec.open(location, "rb") as file:
             return bytes(file.read())

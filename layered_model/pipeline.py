@@ -27,7 +27,7 @@ from layered_model.diffusion import LayeredDiffusion
 from layered_model.images import to_uint8
 from layered_model.sampler import Denoiser, Guidance, Prompt, SamplerKind, sample
 from layered_model.text import TextEncoder, pad
-from layered_model.unet import LayeredUNet
+from layered_model.unet import LayeredUNet, UNetConfig
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -76,7 +76,7 @@ class LayeredPipeline:
             ValueError: if its content is damaged or of another format.
         """
         config, weights, sha256 = checkpoint.load(str(path))
-        network = LayeredUNet(config.network)
+        network = _fresh(config.network, seed=0)
         network.load_state_dict(weights)
         return cls(config, network, sha256, device)
 
@@ -90,10 +90,7 @@ class LayeredPipeline:
 
     def untrained(self, seed: int = 0) -> Self:
         """The same model with fresh weights: what training starts from."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            network = LayeredUNet(self.config.network)
-        return type(self)(self.config, network, device=self.device)
+        return type(self)(self.config, _fresh(self.config.network, seed), device=self.device)
 
     @property
     def resolutions(self) -> tuple[int, ...]:
@@ -206,9 +203,16 @@ class LayeredPipeline:
         x0 = sample(
             denoiser,
             [torch.Generator().manual_seed(seed) for seed in seeds],
-            num_steps=num_steps or defaults.num_steps,
+            num_steps=defaults.num_steps if num_steps is None else num_steps,
             sampler=sampler or defaults.sampler,
             resolution=resolution,
             on_step=on_step,
         )
         return {layer.shape[-1]: to_uint8(layer).cpu() for layer in x0}
+
+
+def _fresh(config: UNetConfig, seed: int) -> LayeredUNet:
+    """A network as training starts from it, without touching the global random state."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LayeredUNet(config)
