@@ -11,7 +11,7 @@ and layer l of resolution d_l is shifted as in simple diffusion (Hoogeboom et al
 
 Averaging k x k pixels multiplies the signal-to-noise ratio by k^2; the shift makes up for exactly that. With ``extra = 0``
 the low layer's noisy picture is therefore a rescaled downscale of the high layer's: the pyramid is one diffusion.
-Clipping before the shift, never after, keeps this exact at both ends. Called by `diffusion`.
+Clipping before the shift, never after, keeps this exact at both ends. Called by `diffusion` and `sampler`.
 """
 
 import math
@@ -29,6 +29,11 @@ def cosine_logsnr(
     low = 2.0 / math.pi * math.atan(math.exp(-0.5 * logsnr_max))
     high = 2.0 / math.pi * math.atan(math.exp(-0.5 * logsnr_min))
     return -2.0 * torch.log(torch.tan(0.5 * math.pi * t.clamp(low, high)))
+
+
+def time_of(logsnr: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    """The time at which the unclipped cosine has this logsnr."""
+    return 2.0 / math.pi * torch.atan(torch.exp(-0.5 * logsnr))
 
 
 def layer_shift(resolution: int, reference_resolution: int) -> float:

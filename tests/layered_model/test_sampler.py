@@ -18,7 +18,15 @@ from layered_model.diffusion import DiffusionConfig, LayeredDiffusion
 from layered_model.noise import white_noise
 from layered_model.parametrization import target
 from layered_model.resample import _dct_matrix, downscale
-from layered_model.sampler import Denoiser, Guidance, Level, Prompt, make_stepper, sample
+from layered_model.sampler import (
+    Denoiser,
+    Guidance,
+    Level,
+    Prompt,
+    make_stepper,
+    sample,
+    sampling_times,
+)
 from layered_model.schedules import alpha_sigma, cosine_logsnr
 from layered_model.unet import LayeredUNet
 
@@ -270,6 +278,58 @@ def test_layers_never_part(kind, eta):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
 
 
+# The times.
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 25, 1000])
+@pytest.mark.parametrize(("reference", "extra"), [(8, ()), (64, ()), (512, ()), (64, (1.0,) * 3)])
+def test_times_go_from_noise_to_clean_without_a_stop(num_steps, reference, extra):
+    config = replace(CONFIG, reference_resolution=reference, extra_logsnr=extra)
+    diffusion = LayeredDiffusion(config, (8, 64, 512))
+    times = sampling_times(diffusion, num_steps)
+    assert len(times) == num_steps + 1
+    assert times[-1] == 0
+    logsnr = diffusion.logsnr_ref(times[:-1])
+    assert logsnr[0] == pytest.approx(-15, abs=1e-3)
+    assert (logsnr.diff() > 0).all()
+    assert (logsnr < 15).all()
+
+
+def test_times_are_even_in_the_angle_of_the_squared_tangent():
+    diffusion = LayeredDiffusion(CONFIG, (8, 16, 64))
+    alpha, sigma = diffusion.alpha_sigma(sampling_times(diffusion, 40).double()[:-1], 2)
+    # The top is four times the reference; in the middle between them the noise is half of the top's.
+    angle = (sigma / alpha / 2).sqrt().atan().flatten()
+    torch.testing.assert_close(angle.diff(), angle.diff().mean().expand(39), rtol=1e-3, atol=0)
+
+
+def spectrum_error(resolution, reference, times_of, num_steps=25):
+    """How far DPM-Solver++ misses the deviations of pictures with amplitudes 1 / (1 + f), as a share of their norm."""
+    diffusion = LayeredDiffusion(replace(CONFIG, reference_resolution=reference), (resolution,))
+    frequency = torch.arange(resolution, dtype=torch.float64)
+    spread = 1 / (1 + (frequency[:, None] ** 2 + frequency**2).sqrt())[None, None]
+    spread *= 0.45 * resolution / spread.norm()
+    x_t, stepper = torch.ones_like(spread), make_stepper("dpmpp_2m")
+    for t, s in pairwise(times_of(diffusion, num_steps).double().split(1)):
+        at, to = (Level(*diffusion.alpha_sigma(time, 0)) for time in (t, s))
+        x0_hat = at.alpha * spread**2 / (at.alpha**2 * spread**2 + at.sigma**2) * x_t
+        x_t = stepper.step(x_t, x0_hat, at, to, None)
+    return float((x0_hat - spread).norm() / spread.norm())
+
+
+def even_times(_diffusion, num_steps):
+    return torch.linspace(1, 0, num_steps + 1)
+
+
+@pytest.mark.parametrize(
+    ("resolution", "reference", "bound", "of_even"),
+    [(32, 16, 0.03, 0.055), (128, 32, 0.04, 0.15), (512, 64, 0.05, 0.25)],
+)
+def test_few_steps_keep_the_detail_of_natural_spectra(resolution, reference, bound, of_even):
+    assert spectrum_error(resolution, reference, sampling_times) < bound
+    assert spectrum_error(resolution, reference, even_times) > of_even
+
+
 # The loop.
 
 
@@ -288,7 +348,7 @@ def test_a_picture_depends_on_its_seed_and_not_on_its_batch(noise, options, gaus
 def test_lower_inputs_come_from_the_top_state(gaussian):
     network = gaussian()
     draw(network, num_steps=5, sampler="ddim", eta=1.0)
-    times = torch.linspace(1, 0, 6)
+    times = sampling_times(network.diffusion, 5)
     assert len(network.calls) == 5
     for t, inputs in zip(times, network.calls, strict=False):
         expected = network.diffusion.inputs_from_top(inputs[-1], t.expand(len(SEEDS)))
@@ -379,7 +439,7 @@ def test_outside_the_interval_the_network_runs_once(gaussian):
     network = gaussian()
     interval = (-2.0, 3.0)
     draw(network, num_steps=12, guidance=Guidance(scale=3.0, logsnr_interval=interval))
-    logsnr = network.diffusion.logsnr_ref(torch.linspace(1, 0, 13))[:-1]
+    logsnr = network.diffusion.logsnr_ref(sampling_times(network.diffusion, 12))[:-1]
     inside = (logsnr >= -2) & (logsnr <= 3)
     assert 0 < inside.sum() < 12
     rows = [len(inputs[0]) for inputs in network.calls]

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from layered_model.schedules import alpha_sigma, cosine_logsnr, layer_shift
+from layered_model.schedules import alpha_sigma, cosine_logsnr, layer_shift, time_of
 
 DENSE = torch.linspace(0, 1, 20001, dtype=torch.float64)
 
@@ -25,6 +25,11 @@ def test_the_reference_is_a_cosine():
     alpha, sigma = alpha_sigma(cosine_logsnr(t, -15, 15))
     torch.testing.assert_close(alpha, torch.cos(math.pi / 2 * t), rtol=0, atol=1e-12)
     torch.testing.assert_close(sigma, torch.sin(math.pi / 2 * t), rtol=0, atol=1e-12)
+
+
+def test_time_of_is_the_inverse_of_the_reference():
+    t = DENSE[100:-100]
+    torch.testing.assert_close(time_of(cosine_logsnr(t, -15, 15)), t, rtol=0, atol=1e-12)
 
 
 def test_logsnr_falls_with_time():
