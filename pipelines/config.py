@@ -98,6 +98,8 @@ class TrainConfig:
     "Peak of AdamW's learning rate."
     warmup_images: int
     "The learning rate rises linearly over this many pictures."
+    cooldown_images: int
+    "It falls linearly to zero over the last so many pictures; 0 for not at all."
     weight_decay: float
     "AdamW's weight decay."
     grad_clip: float
@@ -133,7 +135,9 @@ class TrainConfig:
             "num_checkpoints_kept",
             "grid_every_images",
         )
-        _check_not_negative(self, "warmup_images", "weight_decay", "max_failures")
+        _check_not_negative(
+            self, "warmup_images", "cooldown_images", "weight_decay", "max_failures"
+        )
         _check(
             0.0 < self.ema_relative_width <= 0.28, "ema_relative_width", self, "above 0, up to 0.28"
         )

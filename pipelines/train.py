@@ -28,6 +28,7 @@ MAY_CHANGE = (
     "text.batch_size",
     "text.num_actors",
     "train.num_images",
+    "train.cooldown_images",
     "train.num_workers",
     "train.cpus_per_worker",
     "train.use_gpu",

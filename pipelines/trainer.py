@@ -34,7 +34,7 @@ from layered_model.pipeline import LayeredPipeline
 from layered_model.text import EncoderInfo, pad
 from layered_model.unet import LayeredUNet
 from pipelines import batches, storage
-from pipelines.config import Config, from_yaml, to_yaml
+from pipelines.config import Config, TrainConfig, from_yaml, to_yaml
 from pipelines.dataset import PreparedDataset, text_of, text_rows
 from pipelines.grid import contact_sheet
 from pipelines.schema import CAPTIONS, TEXT, TEXT_LENGTHS, RunDir
@@ -199,9 +199,7 @@ class Worker:
         """One optimizer step; returns the gradient's norm before clipping."""
         train = self.config.train
         for group in self.optimizer.param_groups:
-            group["lr"] = train.learning_rate * min(
-                1.0, (self.num_images + train.batch_size) / max(train.warmup_images, 1)
-            )
+            group["lr"] = learning_rate(train, self.num_images)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), train.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -333,6 +331,13 @@ class MetricsLog:
         storage.write_atomically(path, content.getvalue())
         if self._board is not None:
             self._board.add_image("samples", np.asarray(sheet), num_images, dataformats="HWC")
+
+
+def learning_rate(train: TrainConfig, num_images: int) -> float:
+    """Linear warm-up, constant, linear cooldown; for the step that starts after so many pictures."""
+    warm = (num_images + train.batch_size) / max(train.warmup_images, 1)
+    cool = (train.num_images - num_images) / max(train.cooldown_images, 1)
+    return train.learning_rate * max(0.0, min(1.0, warm, cool))
 
 
 def _crossed(every: int, before: int, after: int) -> bool:

@@ -3,7 +3,8 @@
 `objects.txt` names about 300 emoji as a person would. Each is drawn on a few of the eight `BACKGROUNDS` on which its
 outline stands out; one of these pictures goes to `val`, the others to `train`. So every validation picture pairs an
 object with a background it was never seen on in training, while both words were. The choice is greedy and balanced, and
-depends neither on the resolution nor on chance.
+depends neither on the resolution nor on chance. `captions_*_small.json` list every third object's pictures only, for
+training that has minutes.
 
     npm pack @iconify-json/noto@1.2.9 && tar xzf iconify-json-noto-1.2.9.tgz
     python -m pipelines.emoji.render --source package --out pipelines/emoji
@@ -30,6 +31,7 @@ FILL = 0.8  # longer side of the drawing / side of the picture
 PROBE_RESOLUTION = 64
 CLASH_DISTANCE = 90.0  # two colours closer than this, in 8-bit RGB, hardly stand apart
 CLASH_SHARE = 0.25  # of an outline may clash with a background
+SMALL_STEP = 3  # every third object is in the small annotation files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +190,7 @@ def annotation_file(
 
 
 def render(source: Path, out: Path, resolution: int, num_backgrounds: int, quality: int) -> None:
-    """Writes `annotations/captions_{train,val}.json`, `train/*.webp` and `val/*.webp` under `out`.
+    """Writes `annotations/captions_{train,val}[_small].json`, `train/*.webp` and `val/*.webp` under `out`.
 
     Args:
         source: Directory of an unpacked `@iconify-json/noto`.
@@ -231,15 +233,21 @@ def render(source: Path, out: Path, resolution: int, num_backgrounds: int, quali
                 )
     (out / "annotations").mkdir(exist_ok=True)
     for split in images:
-        content = annotation_file(images[split], annotations[split], version)
-        path = out / "annotations" / f"captions_{split}.json"
-        path.write_text(json.dumps(content, indent=0) + "\n", encoding="utf-8")
-        logger.info(
-            "rendered split=%s images=%d captions=%d",
-            split,
-            len(images[split]),
-            len(annotations[split]),
-        )
+        for name, step in (("", 1), ("_small", SMALL_STEP)):
+            kept = {image["id"] for image in images[split] if _object_of(image["id"]) % step == 0}
+            content = annotation_file(
+                [image for image in images[split] if image["id"] in kept],
+                [entry for entry in annotations[split] if entry["image_id"] in kept],
+                version,
+            )
+            path = out / "annotations" / f"captions_{split}{name}.json"
+            path.write_text(json.dumps(content, indent=0) + "\n", encoding="utf-8")
+            logger.info("rendered annotations=%s images=%d", path, len(kept))
+
+
+def _object_of(image_id: int) -> int:
+    """Which of `objects.txt`'s lines a picture shows."""
+    return (image_id - 1) // len(BACKGROUNDS)
 
 
 def main(argv: list[str] | None = None) -> int:

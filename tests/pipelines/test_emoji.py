@@ -42,6 +42,17 @@ def test_every_picture_is_there_and_has_captions(splits):
         )
 
 
+def test_the_small_files_hold_every_third_object_with_the_same_captions(splits):
+    objects = {}
+    for split, (tree, _) in splits.items():
+        small, _ = load(f"{split}_small")
+        assert 3 * len(small["images"]) == len(tree["images"])
+        for key in ("images", "annotations"):
+            assert all(entry in tree[key] for entry in small[key])
+        objects[split] = {(image["id"] - 1) // len(render.BACKGROUNDS) for image in small["images"]}
+    assert objects["train"] == objects["val"]
+
+
 def test_the_form_is_cocos(splits):
     for tree, _ in splits.values():
         assert set(tree) == {"info", "images", "licenses", "annotations"}

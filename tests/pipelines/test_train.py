@@ -14,6 +14,7 @@ from pipelines.batches import windows
 from pipelines.config import UserError
 from pipelines.dataset import PreparedDataset, RowGroup, decode_rows, text_of, text_rows
 from pipelines.schema import IMAGE, TEXT, TEXT_LENGTHS
+from pipelines.trainer import learning_rate
 from tests.pipelines.conftest import SMALL_MODEL
 
 GROUPS = [RowGroup(f"{k}.parquet", 0, 5 + k % 3) for k in range(11)]
@@ -95,7 +96,14 @@ TINY = (
     "train.checkpoint_every_images=16",
     "train.grid_every_images=32",
     "train.warmup_images=16",
+    "train.cooldown_images=0",
 )
+
+
+def test_the_learning_rate_warms_up_stays_and_cools_down(configure) -> None:
+    config = configure(*SMALL_MODEL, *TINY, "train.warmup_images=16", "train.cooldown_images=16")
+    rates = [learning_rate(config.train, n) / config.train.learning_rate for n in range(0, 48, 8)]
+    assert rates == pytest.approx([0.5, 1, 1, 1, 1, 0.5])
 
 
 def _with(config, run: str, num_images: int):
@@ -148,7 +156,7 @@ def test_a_run_refuses_settings_that_would_train_another_model(
 
     (tmp_path / "run/config.yaml").write_text(to_yaml(config))
     faster = dataclasses.replace(config.train, learning_rate=0.5)
-    with pytest.raises(UserError, match=r"train.learning_rate was 0.0015 and is now 0.5"):
+    with pytest.raises(UserError, match=r"train.learning_rate was 0.002 and is now 0.5"):
         train.check(dataclasses.replace(config, train=faster))
     longer = dataclasses.replace(config.train, num_images=4800, num_workers=4)
     assert "4800 pictures" in train.check(dataclasses.replace(config, train=longer))[0]
