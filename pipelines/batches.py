@@ -10,6 +10,7 @@ seen twice or left out for that epoch. Called by `trainer`, on each worker.
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any
@@ -121,6 +122,9 @@ def stream(
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Batches of one worker, in order.
 
+    Windows are read ``num_cpus`` at a time by one run of Ray Data each, the next ones while the model works on these. One long
+    run would do with less code, but where its output waits to be taken its scheduler never rests, and takes a core from training.
+
     Args:
         chosen: From `windows`.
         batch_size: Rows of a batch; what is left over at the end is dropped.
@@ -130,16 +134,34 @@ def stream(
     Yields:
         ``picture`` uint8 [b, h, w, 3], ``tokens`` float16 [b, n, d], ``num_tokens`` int64 [b], on the CPU.
     """
+    step = max(1, int(num_cpus))
+    parts = [tuple(chosen[start : start + step]) for start in range(0, len(chosen), step)]
+    left: dict[str, NDArray[Any]] | None = None
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        coming = reader.submit(_read, parts[0], max_tokens)
+        for number in range(len(parts)):
+            rows = coming.result()
+            if number + 1 < len(parts):
+                coming = reader.submit(_read, parts[number + 1], max_tokens)
+            if left is not None:
+                rows = {name: np.concatenate([left[name], rows[name]]) for name in rows}
+            num_rows = len(rows[PICTURE])
+            full = num_rows - num_rows % batch_size
+            for start in range(0, full, batch_size):
+                yield {
+                    name: torch.from_numpy(values[start : start + batch_size])
+                    for name, values in rows.items()
+                }
+            left = {name: values[full:] for name, values in rows.items()}
+
+
+def _read(part: tuple[Window, ...], max_tokens: int) -> dict[str, NDArray[Any]]:
+    """All rows of some windows, each window by a task of its own."""
     import ray.data
 
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.execution_options.resource_limits = ray.data.ExecutionResources(cpu=num_cpus)
-    dataset = ray.data.range(len(chosen), override_num_blocks=len(chosen)).map_batches(
-        ReadWindows(tuple(chosen), max_tokens), batch_size=1, num_cpus=1
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    dataset = ray.data.range(len(part), override_num_blocks=len(part)).map_batches(
+        ReadWindows(part, max_tokens), batch_size=1
     )
-    # The split's coordinator, an actor, runs the pipeline: here its thread would compete with training for the interpreter.
-    (iterator,) = dataset.streaming_split(1)
-    yield from iterator.iter_torch_batches(
-        batch_size=batch_size, drop_last=True, prefetch_batches=4
-    )
+    blocks = list(dataset.iter_batches(batch_size=None, batch_format="numpy"))
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
