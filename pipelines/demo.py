@@ -27,7 +27,7 @@ from pipelines.session import Needs, Progress, connect, event
 
 logger = logging.getLogger(__name__)
 
-PROMPT = "a red apple on a yellow background"
+PROMPT = "a soccer ball on a yellow background"
 POLL_SECONDS = 0.5
 LOG_TAIL = 40
 _PROGRESS = re.compile(
@@ -141,9 +141,9 @@ Captions of the validation split and what the model drew, at every resolution:
 Samples: {layout.samples}    TensorBoard, logs, metrics: {layout.path}
 
 Next:
-  layered sample "a panda on an orange background" --run {config.run} --seed 7
+  layered sample "a blue heart on a pink background" --run {config.run} --seed 7
   layered train --preset demo train.num_images={2 * config.train.num_images}     # goes on: twice as long
-  layered evaluate --preset demo evaluate.num_images=256
+  layered evaluate --preset demo sample.guidance=1.5     # less obedient, more varied
 """
     )
 
