@@ -142,8 +142,8 @@ Samples: {layout.samples}    TensorBoard, logs, metrics: {layout.path}
 
 Next:
   layered sample "a blue heart on a pink background" --run {config.run} --seed 7
-  layered train --preset demo train.num_images={2 * config.train.num_images}     # goes on: twice as long
-  layered evaluate --preset demo sample.guidance=1.5     # less obedient, more varied
+  layered train --run {config.run} train.num_images={2 * config.train.num_images}     # goes on: twice as long
+  layered evaluate --run {config.run} sample.guidance=1.5     # less obedient, more varied
 """
     )
 
