@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 PROMPT = "a soccer ball on a yellow background"
 POLL_SECONDS = 0.5
+AGENT_SECONDS = 60.0
 LOG_TAIL = 40
 _PROGRESS = re.compile(
     r"progress stage=(?P<stage>\S+) done=(?P<done>\d+) total=(?P<total>\d+) unit=(?P<unit>\S+)"
@@ -83,7 +84,7 @@ def _stages(config: Config, layout: RunDir) -> Iterator[tuple[str, list[str]]]:
 def _run_job(client: Any, stage: str, arguments: Sequence[str], layout: RunDir) -> None:
     """Submits one stage and follows it to its end; an interruption stops the job."""
     command = [sys.executable, "-m", f"pipelines.{stage}", *arguments]
-    job = client.submit_job(entrypoint=shlex.join(command), metadata={"stage": stage})
+    job = _submit(client, shlex.join(command), stage)
     event(logger, "job", stage=stage, id=job)
     try:
         log = _follow(client, job)
@@ -102,6 +103,18 @@ def _run_job(client: Any, stage: str, arguments: Sequence[str], layout: RunDir) 
         f"{stage} failed ({info.message}); the end of {layout.path}/logs/{stage}.log:\n"
         + "\n".join(lines[-LOG_TAIL:])
     )
+
+
+def _submit(client: Any, entrypoint: str, stage: str) -> str:
+    """Submits a job; a Ray that has just started may need a while before its agent takes any."""
+    deadline = time.monotonic() + AGENT_SECONDS
+    while True:
+        try:
+            return str(client.submit_job(entrypoint=entrypoint, metadata={"stage": stage}))
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_SECONDS)
 
 
 def _follow(client: Any, job: str) -> str:

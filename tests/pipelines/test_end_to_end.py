@@ -74,7 +74,9 @@ def _demo(folder: Path, coco: Path) -> subprocess.Popen:
     return subprocess.Popen(
         [*command, *data, *SHORT, "data.max_reject_fraction=0.5", "data.rows_per_file=8"],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        # Without what the tests' own Ray has left in the environment: a user's shell has none of it.
+        env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        | {"PYTHONPATH": str(Path(__file__).parents[2])},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
