@@ -21,7 +21,8 @@ demo: $(VENV)/.demo  ## prepare, train, evaluate and draw, on the embedded pictu
 	@$(BIN)/layered demo
 
 test: $(VENV)/.dev  ## every test that a machine without GPU can run
-	@$(BIN)/python -m pytest -m "not gpu and not browser and not compile"
+	@$(BIN)/python -m pytest -m "not gpu and not browser and not compile and not alone"
+	$(BIN)/python -m pytest -m alone
 	$(BIN)/python -m pytest -m "compile and not gpu" --no-shape-checks
 
 check: $(VENV)/.dev  ## lint, format, types and the walls between modules

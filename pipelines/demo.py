@@ -112,8 +112,13 @@ def _submit(client: Any, entrypoint: str, stage: str) -> str:
         try:
             return str(client.submit_job(entrypoint=entrypoint, metadata={"stage": stage}))
         except RuntimeError as error:
-            if "No available agent" not in str(error) or time.monotonic() > deadline:
+            if "No available agent" not in str(error):
                 raise
+            if time.monotonic() > deadline:
+                raise UserError(
+                    "demo: Ray takes no jobs, as when another Ray on this machine holds port 52365; "
+                    "stop that one first"
+                ) from error
             time.sleep(POLL_SECONDS)
 
 

@@ -100,6 +100,7 @@ def _files(folder: Path) -> set[str]:
     return {str(path) for path in paths if not set(varying) & set(path.parts)}
 
 
+@pytest.mark.alone
 @pytest.mark.ray
 @pytest.mark.slow
 def test_an_interrupted_demo_goes_on_and_ends_with_the_same_files(coco, tmp_path) -> None:
