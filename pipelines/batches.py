@@ -16,6 +16,7 @@ from itertools import count, islice
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
@@ -101,8 +102,6 @@ class ReadWindows:
                 yield self._block(rows, choices[start:stop])
 
     def _block(self, rows: list[Any], choices: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
-        import pyarrow as pa
-
         table = pa.concat_tables(rows)
         texts = []
         for row, choice in zip(text_rows(table), choices, strict=True):

@@ -18,7 +18,6 @@ change nothing: its output is zero whatever the text. Writes ``metrics.json`` (s
 
 import dataclasses
 import functools
-import io
 import json
 import logging
 import sys
@@ -33,7 +32,7 @@ from layered_model.features import FeatureExtractor, load_extractor
 from pipelines import cli, metrics, storage
 from pipelines.config import Config, UserError, fingerprint
 from pipelines.dataset import PreparedDataset
-from pipelines.grid import contact_sheet
+from pipelines.grid import contact_sheet, png_bytes
 from pipelines.metrics import FeatureStatistics, Statistics
 from pipelines.runs import load_model
 from pipelines.schema import CAPTIONS, RunDir
@@ -187,9 +186,7 @@ def _evaluate(config: Config, plan: Plan) -> dict[str, Any]:
     for warning in result["warnings"]:
         logger.warning(warning)
     sheet = contact_sheet(_texts(plan, captions[:GRID_PICTURES]), shown, blocks=GRID_BLOCKS)
-    buffer = io.BytesIO()
-    sheet.save(buffer, "png")
-    storage.write_atomically(plan.layout.grid, buffer.getvalue())
+    storage.write_atomically(plan.layout.grid, png_bytes(sheet))
     storage.write_atomically(plan.layout.scores, (json.dumps(result, indent=2) + "\n").encode())
     return result
 

@@ -7,11 +7,13 @@ captions are laid out in several blocks side by side.
 Called by `train` (samples on the way), `evaluate` (grid.png) and `sample`.
 """
 
+import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.ImageFont import FreeTypeFont
+from PIL.PngImagePlugin import PngInfo
 
 Picture = Image.Image | np.ndarray
 "A PIL image, or uint8 [resolution, resolution, 3]."
@@ -77,6 +79,16 @@ def contact_sheet(
             sheet.paste(picture.resize((tile, tile), Image.Resampling.NEAREST), (x, y))
             draw.rectangle((x - 1, y - 1, x + tile, y + tile), outline=_FRAME)
     return sheet
+
+
+def png_bytes(picture: Image.Image, facts: Mapping[str, str] | None = None) -> bytes:
+    """A picture as a PNG file, with text chunks of these names and values."""
+    info = PngInfo()
+    for key, value in (facts or {}).items():
+        info.add_itxt(key, value)
+    buffer = io.BytesIO()
+    picture.save(buffer, "png", pnginfo=info)
+    return buffer.getvalue()
 
 
 def wrap(text: str, width: int, max_lines: int) -> list[str]:

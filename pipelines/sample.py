@@ -4,18 +4,16 @@ Picture i is drawn from ``seed + i`` and written as ``<prompt>-<seed>-<resolutio
 everything that it was drawn from. A contact sheet, ``<prompt>-<first seed>-sheet.png``, shows them all.
 """
 
-import io
 import re
 import sys
 from collections.abc import Sequence
 
 from PIL.Image import Image
-from PIL.PngImagePlugin import PngInfo
 
 from layered_model import LayeredPipeline
 from pipelines import cli, storage
 from pipelines.config import Config, UserError
-from pipelines.grid import contact_sheet
+from pipelines.grid import contact_sheet, png_bytes
 from pipelines.runs import load_model
 from pipelines.schema import RunDir
 from pipelines.session import Progress
@@ -82,7 +80,7 @@ def run(
                 shown[resolution] += pictures[: SHEET_PICTURES - start]
                 for seed, picture in zip(drawn.seeds, pictures, strict=True):
                     path = storage.join(folder, f"{name}-{seed}-{resolution}px.png")
-                    storage.write_atomically(path, _png(picture, facts | {"seed": str(seed)}))
+                    storage.write_atomically(path, png_bytes(picture, facts | {"seed": str(seed)}))
                     paths.append(path)
             progress.update(len(prompts))
     captions = [
@@ -90,7 +88,7 @@ def run(
     ]
     sheet = contact_sheet(captions, shown, blocks=-(-len(captions) // 8))
     path = storage.join(folder, f"{name}-{config.seed}-sheet.png")
-    storage.write_atomically(path, _png(sheet, facts | {"seed": str(config.seed)}))
+    storage.write_atomically(path, png_bytes(sheet, facts | {"seed": str(config.seed)}))
     paths.append(path)
     sys.stdout.write("\n".join(paths) + "\n")
     return paths
@@ -109,15 +107,6 @@ def _load(config: Config) -> LayeredPipeline:
     except ValueError as error:
         raise UserError(f"run={config.run!r}: {error}") from error
     return pipeline
-
-
-def _png(picture: Image, facts: dict[str, str]) -> bytes:
-    info = PngInfo()
-    for key, value in facts.items():
-        info.add_itxt(key, value)
-    buffer = io.BytesIO()
-    picture.save(buffer, "png", pnginfo=info)
-    return buffer.getvalue()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

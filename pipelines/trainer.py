@@ -36,7 +36,7 @@ from layered_model.unet import LayeredUNet
 from pipelines import batches, storage
 from pipelines.config import Config, TrainConfig, from_yaml, to_yaml
 from pipelines.dataset import PreparedDataset, text_of, text_rows
-from pipelines.grid import contact_sheet
+from pipelines.grid import contact_sheet, png_bytes
 from pipelines.schema import CAPTIONS, TEXT, TEXT_LENGTHS, RunDir
 from pipelines.session import event, setup_logging
 
@@ -323,12 +323,8 @@ class MetricsLog:
 
     def add_grid(self, num_images: int, sheet: Any) -> None:
         """One contact sheet, at a position."""
-        import io
-
-        content = io.BytesIO()
-        sheet.save(content, "PNG")
         path = storage.join(self.layout.samples, f"{num_images:09d}.png")
-        storage.write_atomically(path, content.getvalue())
+        storage.write_atomically(path, png_bytes(sheet))
         if self._board is not None:
             self._board.add_image("samples", np.asarray(sheet), num_images, dataformats="HWC")
 
