@@ -94,14 +94,16 @@ class TrainConfig:
     "CPUs that Ray reserves for a worker. At least one CPU must be left over for reading data."
     use_gpu: bool
     "Give each worker a GPU."
+    optimizer: Literal["adamw", "muon"]
+    "AdamW, or Muon for the hidden weights and AdamW for the rest: more per step, fewer steps. See `pipelines.optimizers`."
     learning_rate: float
-    "Peak of AdamW's learning rate."
+    "Peak of the learning rate, of one scale for both optimizers."
     warmup_images: int
     "The learning rate rises linearly over this many pictures."
     cooldown_images: int
     "It falls linearly to zero over the last so many pictures; 0 for not at all."
     weight_decay: float
-    "AdamW's weight decay."
+    "Decoupled weight decay, times the learning rate."
     grad_clip: float
     "Largest norm of the gradient."
     ema_relative_width: float

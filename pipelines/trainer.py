@@ -37,6 +37,7 @@ from pipelines import batches, storage
 from pipelines.config import Config, TrainConfig, from_yaml, to_yaml
 from pipelines.dataset import PreparedDataset, text_of, text_rows
 from pipelines.grid import contact_sheet, png_bytes
+from pipelines.optimizers import make_optimizers
 from pipelines.schema import CAPTIONS, TEXT, TEXT_LENGTHS, RunDir
 from pipelines.session import event, setup_logging
 
@@ -44,8 +45,6 @@ logger = logging.getLogger(__name__)
 
 STATE_FILE = "state.pt"
 GRID_CAPTIONS = 8
-BETAS = (0.9, 0.99)
-"""Of AdamW; a short second moment follows the loss of noise levels that differ by orders of magnitude."""
 
 
 def run_worker(arguments: dict[str, Any]) -> None:
@@ -113,13 +112,7 @@ class Worker:
         self.model: nn.Module = ray.train.torch.prepare_model(network)
         self.network: LayeredUNet = getattr(self.model, "module", self.model)
         self.diffusion = LayeredDiffusion(config.diffusion, config.model.resolutions)
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(),
-            lr=config.train.learning_rate,
-            betas=BETAS,
-            weight_decay=config.train.weight_decay,
-            fused=True,
-        )
+        self.optimizers = make_optimizers(self.network, config.train)
         self.ema = PowerEMA(self.network, config.train.ema_relative_width)
         self._restore()
         self.log = MetricsLog(self.layout, self.num_images) if self.rank == 0 else None
@@ -198,11 +191,12 @@ class Worker:
     def _step(self) -> Tensor:
         """One optimizer step; returns the gradient's norm before clipping."""
         train = self.config.train
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(train, self.num_images)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), train.grad_clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(train, self.num_images)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         if self.rank == 0:
             self.ema.update(self.network)
         return norm
@@ -227,7 +221,7 @@ class Worker:
             | {f"time/{name}": spent / total for name, spent in sorted(seconds.items())}
             | {
                 "grad_norm": float(norm),
-                "learning_rate": self.optimizer.param_groups[0]["lr"],
+                "learning_rate": self.optimizers[0].param_groups[0]["lr"],
                 "images_per_second": len(losses) * self.config.train.batch_size / elapsed,
             },
         )
@@ -243,7 +237,7 @@ class Worker:
                 "config": to_yaml(self.config),
                 "num_images": self.num_images,
                 "network": self.network.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                 "ema": self.ema.state_dict(),
             }
             torch.save(state, Path(folder, STATE_FILE))
@@ -260,7 +254,8 @@ class Worker:
             )
         self.num_images = state["num_images"]
         self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.ema.load_state_dict(**state["ema"])
         if self.rank == 0:
             event(logger, "resumed", images=self.num_images, checkpoint=latest.path)
