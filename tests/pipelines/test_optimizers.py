@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from layered_model.unet import LayeredUNet
-from pipelines.optimizers import Muon, hidden_weights, make_optimizers, orthogonal
+from pipelines.optimizers import Muon, hidden_weights, make_optimizers, orthogonal, orthogonal_all
 
 
 @pytest.mark.parametrize("shape", [(16, 48), (48, 16), (32, 32)])
@@ -78,15 +78,37 @@ def test_every_parameter_has_one_optimizer(configure, kind) -> None:
     assert sorted(held) == sorted(map(id, network.parameters()))
 
 
-def test_what_touches_pictures_and_vectors_is_left_to_adamw(configure) -> None:
+def test_what_touches_pictures_text_or_logsnr_is_left_to_adamw(configure) -> None:
     network = LayeredUNet(configure().model)
     names = {id(p): name for name, p in network.named_parameters()}
     hidden = {names[id(p)] for p in hidden_weights(network)}
-    rest = set(names.values()) - hidden
-    assert all(name.endswith(".weight") for name in hidden)
-    assert {"trunk.input.weight", "heads.0.conv.weight", "upper.0.input.weight"} <= rest
-    assert "text.null" in rest
-    assert all(network.get_parameter(n).ndim == 1 or "input" in n or "heads" in n for n in rest)
+    assert all(network.get_parameter(name).ndim in (2, 4) for name in hidden)
+    left = {n for n, p in network.named_parameters() if p.ndim > 1} - hidden
+    assert {"trunk.input.weight", "upper.0.input.weight", "heads.0.conv.weight"} <= left
+    assert {name.rsplit(".", 2)[-2] for name in left if "trunk" in name} == {"input", "film"}
+    assert not any("text" in name or "logsnr" in name for name in hidden)
+
+
+def test_processes_share_the_work_and_get_the_same(tmp_path) -> None:
+    torch.multiprocessing.spawn(_in_a_process, args=(tmp_path,), nprocs=2)
+    expected = [orthogonal(matrix) for matrix in _matrices()]
+    for rank in range(2):
+        results = torch.load(tmp_path / f"{rank}.pt")
+        for ours, theirs in zip(results, expected, strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+def _matrices() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return [torch.randn(shape, generator=generator) for shape in ((8, 4), (6, 30), (5, 5))]
+
+
+def _in_a_process(rank: int, folder) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
+    torch.save(orthogonal_all(_matrices()), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
 
 
 def test_a_saved_state_goes_on_bit_for_bit(configure) -> None:
