@@ -100,10 +100,8 @@ def orthogonal_all(matrices: Sequence[Tensor]) -> list[Tensor]:
     if world == 1:
         return [orthogonal(matrix) for matrix in matrices]
     flat = matrices[0].new_zeros(sum(matrix.numel() for matrix in matrices))
-    results = [
-        part.view(matrix.shape)
-        for part, matrix in zip(flat.split([m.numel() for m in matrices]), matrices, strict=True)
-    ]
+    parts = torch.split(flat, [matrix.numel() for matrix in matrices])
+    results = [part.view(matrix.shape) for part, matrix in zip(parts, matrices, strict=True)]
     by_size = sorted(range(len(matrices)), key=lambda i: matrices[i].numel())
     for i in by_size[rank::world]:
         results[i].copy_(orthogonal(matrices[i]))
@@ -120,13 +118,14 @@ def orthogonal(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows col
     if matrix.shape[0] > matrix.shape[1]:
         return orthogonal(matrix.T).T
     x = matrix / (matrix.norm() + 1e-7)
-    gram = x @ x.T
+    gram: Tensor = x @ x.T
     step = product = _quintic(gram)
     for _ in range(4):
         gram = step @ gram @ step
         step = _quintic(gram)
         product = step @ product
-    return product @ x
+    result: Tensor = product @ x
+    return result
 
 
 def _quintic(gram: Tensor) -> Tensor:
