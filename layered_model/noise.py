@@ -1,7 +1,7 @@
 """Noise for every layer at once.
 
 * ``sinc`` (the paper's): one white field at the top, ``eps_l = P eps_top`` with the sinc projection of `resample`.
-* ``box``: the same with average pooling.
+* ``periodic``, ``box``: the same with the cropped FFT, or with average pooling.
 * ``independent``: a fresh field per layer, as in Matryoshka Diffusion (https://arxiv.org/abs/2310.15111).
 
 Each picture draws from its own ``torch.Generator``, so it depends on its seed and not on its batch. Called by `diffusion`
@@ -17,12 +17,12 @@ from torch import Tensor
 
 from layered_model.resample import Kernel, project
 
-NoiseKind = Literal["sinc", "box", "independent"]
+NoiseKind = Literal["sinc", "periodic", "box", "independent"]
 
 
 def kernel_of(noise: NoiseKind) -> Kernel:
     """The resampling kernel that pictures must share with this noise (sinc where the noise has none)."""
-    return "box" if noise == "box" else "sinc"
+    return "sinc" if noise == "independent" else noise
 
 
 def white_noise(

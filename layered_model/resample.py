@@ -7,14 +7,17 @@ For two resolutions ``n > m`` with ratio ``k = n / m`` a matrix ``A`` of shape `
     D x = P x / k        amplitude-preserving downscale for pictures (a constant stays that constant)
     U y = k A^T y A      right inverse of D: D U = I
 
-Two families:
+Three kernels, all real, pixel-centred and exact under composition:
 
 * ``sinc``: ``A = C_m^T [I 0] C_n`` with ``C`` the orthonormal DCT-II, that is, keep the lowest ``m`` frequencies of ``n``.
-  This is ideal (sinc) low-pass interpolation with mirrored borders; it is real, pixel-centred and composes exactly.
+  This is ideal (sinc) low-pass interpolation with mirrored borders.
+* ``periodic``: the same with ``C`` the real Fourier basis, that is, the crop of an FFT: sinc interpolation of a picture that
+  repeats itself, so that opposite borders touch. At an even ``m`` the Nyquist bin has one real part to keep, which takes the
+  factor sqrt(2) to stay white; at pixel centres that part is the sine.
 * ``box``: average pooling times k. As white as sinc, but it mixes frequencies of the higher resolution into the lower.
 
-Cropping a plain FFT instead shifts the grid by half a pixel and loses variance at the Nyquist bin; bicubic or Lanczos
-filters colour the noise. Called by `noise`, `diffusion` and `sampler`.
+An FFT cropped as it comes shifts the grid by half a pixel and loses variance at the Nyquist bin; bicubic or Lanczos filters
+colour the noise. Called by `noise`, `diffusion` and `sampler`.
 """
 
 import math
@@ -25,7 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Kernel = Literal["sinc", "box"]
+Kernel = Literal["sinc", "periodic", "box"]
 
 
 def _dct_matrix(n: int) -> Float[Tensor, "n n"]:
@@ -34,6 +37,16 @@ def _dct_matrix(n: int) -> Float[Tensor, "n n"]:
     matrix = torch.cos(math.pi / n * (position + 0.5) * position[:, None]) * math.sqrt(2.0 / n)
     matrix[0] /= math.sqrt(2.0)
     return matrix
+
+
+def _fourier_matrix(n: int) -> Float[Tensor, "n n"]:
+    """Orthonormal real Fourier basis at pixel centres, float64, from low frequencies to high: constant, cosine, sine, ..."""
+    position = 2.0 * math.pi / n * (torch.arange(n, dtype=torch.float64) + 0.5)
+    phase = torch.arange(1, n // 2 + 1)[:, None] * position
+    waves = torch.stack([phase.cos(), phase.sin()], dim=1).flatten(0, 1) * math.sqrt(2.0 / n)
+    if n % 2 == 0:  # at the Nyquist frequency the cosine is zero at every pixel centre
+        waves = torch.cat([waves[:-2], waves[-1:] / math.sqrt(2.0)])
+    return torch.cat([torch.full((1, n), n**-0.5, dtype=torch.float64), waves])
 
 
 @lru_cache(maxsize=128)
@@ -52,13 +65,21 @@ def resampling_matrix(
         raise ValueError(f"resolution {high} is not a multiple of {low}")
     if kernel == "sinc":
         matrix = _dct_matrix(low).T @ _dct_matrix(high)[:low]
+    elif kernel == "periodic":
+        matrix = _fourier_matrix(low).T @ _periodic_band(high, low)
     elif kernel == "box":
         ratio = high // low
         matrix = torch.eye(low, dtype=torch.float64).repeat_interleave(ratio, dim=1)
         matrix /= math.sqrt(ratio)
     else:
-        raise ValueError(f"kernel {kernel!r} is unknown; use 'sinc' or 'box'")
+        raise ValueError(f"kernel {kernel!r} is unknown; use 'sinc', 'periodic' or 'box'")
     return matrix.to(device, dtype)
+
+
+def _periodic_band(high: int, low: int) -> Float[Tensor, "low high"]:
+    """The waves of ``high`` that ``low`` can hold; at its Nyquist frequency only the sine."""
+    band = _fourier_matrix(high)[: low + (low % 2 == 0 and low < high)]
+    return torch.cat([band[: low - 1], band[-1:]])
 
 
 def _working_dtype(x: Tensor) -> torch.dtype:

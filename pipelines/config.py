@@ -95,7 +95,7 @@ class TrainConfig:
     use_gpu: bool
     "Give each worker a GPU."
     optimizer: Literal["adamw", "muon"]
-    "AdamW, or Muon for the hidden weights and AdamW for the rest: more per step, fewer steps. See `pipelines.optimizers`."
+    "AdamW, or Muon for the convolutions and AdamW for the rest: more per step, fewer steps. See `pipelines.optimizers`."
     learning_rate: float
     "Peak of the learning rate, of one scale for both optimizers."
     warmup_images: int

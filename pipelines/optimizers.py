@@ -1,4 +1,4 @@
-"""Optimizers of a network: AdamW, or Muon for its hidden weights with AdamW for the rest.
+"""Optimizers of a network: AdamW, or Muon for its convolutions with AdamW for the rest.
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) replaces the averaged gradient of a weight matrix by the
 nearest matrix of equal singular values, so that rare directions learn as fast as common ones:
@@ -8,7 +8,8 @@ nearest matrix of equal singular values, so that rare directions learn as fast a
 
 The factor gives the update the root mean square of AdamW's, so that learning rate and weight decay are AdamW's (Liu et al.
 2025, https://arxiv.org/abs/2502.16982, eq. 4). A convolution is the matrix of its output channels against everything else.
-`torch.optim.Muon` is the same rule for matrices alone; it refuses convolutions, which hold most of a U-Net's weights.
+`torch.optim.Muon` is the same rule for matrices alone; it refuses convolutions, which hold most of a U-Net's weights. The
+linear maps are left to AdamW: they would cost as much again and add little.
 
 Called by `trainer`.
 """
@@ -44,21 +45,20 @@ def make_optimizers(network: nn.Module, train: TrainConfig) -> list[Optimizer]:
 
     if train.optimizer == "adamw":
         return [adamw(network.parameters())]
-    hidden = hidden_weights(network)
-    chosen = {id(weight) for weight in hidden}
+    chosen = kernels(network)
+    taken = {id(weight) for weight in chosen}
     return [
-        Muon(hidden, learning_rate=train.learning_rate, weight_decay=train.weight_decay),
-        adamw(p for p in network.parameters() if id(p) not in chosen),
+        Muon(chosen, learning_rate=train.learning_rate, weight_decay=train.weight_decay),
+        adamw(p for p in network.parameters() if id(p) not in taken),
     ]
 
 
-def hidden_weights(network: nn.Module) -> list[nn.Parameter]:
-    """Weights of linear maps and convolutions between features; what touches pictures, text or logsnr is left out."""
-    outer = {"input", "heads", "text", "logsnr", "film"}
+def kernels(network: nn.Module) -> list[nn.Parameter]:
+    """Weights of the convolutions between features: all but those from and to pictures."""
     return [
         module.get_parameter("weight")
         for name, module in network.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear) and outer.isdisjoint(name.split("."))
+        if isinstance(module, nn.Conv2d) and {"input", "heads"}.isdisjoint(name.split("."))
     ]
 
 

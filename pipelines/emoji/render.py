@@ -3,7 +3,7 @@
 `objects.txt` names about 300 emoji as a person would. Each is drawn on a few of the eight `BACKGROUNDS` on which its
 outline stands out; one of these pictures goes to `val`, the others to `train`. So every validation picture pairs an
 object with a background it was never seen on in training, while both words were. The choice is greedy and balanced, and
-depends neither on the resolution nor on chance. `captions_*_small.json` list every third object's pictures only, for
+depends neither on the resolution nor on chance. `captions_*_small.json` list every fifth object's pictures only, for
 training that has minutes.
 
     npm pack @iconify-json/noto@1.2.9 && tar xzf iconify-json-noto-1.2.9.tgz
@@ -31,7 +31,7 @@ FILL = 0.8  # longer side of the drawing / side of the picture
 PROBE_RESOLUTION = 64
 CLASH_DISTANCE = 90.0  # two colours closer than this, in 8-bit RGB, hardly stand apart
 CLASH_SHARE = 0.25  # of an outline may clash with a background
-SMALL_STEP = 3  # every third object is in the small annotation files
+SMALL_STEP = 5  # every fifth object is in the small annotation files
 
 
 @dataclasses.dataclass(frozen=True)

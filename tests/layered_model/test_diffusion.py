@@ -13,7 +13,7 @@ from layered_model.resample import downscale, upscale
 LADDER = (8, 16, 64)
 TIMES = torch.tensor([0.0, 1e-4, 0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98, 1 - 1e-4, 1.0])
 CONFIG = DiffusionConfig(noise="sinc", reference_resolution=16)
-each_kernel = pytest.mark.parametrize("noise", ["sinc", "box"])
+each_kernel = pytest.mark.parametrize("noise", ["sinc", "periodic", "box"])
 
 
 def example(diffusion, dtype=torch.float64, seed=0):

@@ -12,7 +12,12 @@ def generators(*seeds):
 
 
 def test_pictures_share_the_kernel_of_their_noise():
-    assert [kernel_of(noise) for noise in ("sinc", "box", "independent")] == ["sinc", "box", "sinc"]
+    assert [kernel_of(noise) for noise in ("sinc", "periodic", "box", "independent")] == [
+        "sinc",
+        "periodic",
+        "box",
+        "sinc",
+    ]
 
 
 def test_noise_depends_on_its_generator_alone():
@@ -21,7 +26,7 @@ def test_noise_depends_on_its_generator_alone():
         assert torch.equal(white_noise(generators(seed), 3, 8)[0], together[row])
 
 
-@pytest.mark.parametrize("noise", ["sinc", "box"])
+@pytest.mark.parametrize("noise", ["sinc", "periodic", "box"])
 def test_shared_noise_is_one_field_at_several_sizes(noise):
     asked = []
 
@@ -44,7 +49,7 @@ def test_independent_noise_is_drawn_for_each_layer():
         assert torch.equal(eps, white_noise(same, 3, resolution))
 
 
-@pytest.mark.parametrize("noise", ["sinc", "box"])
+@pytest.mark.parametrize("noise", ["sinc", "periodic", "box"])
 def test_every_layer_is_white_with_variance_one(noise):
     # Covariance of all layers' pixels, from the response to each pixel of the top.
     def draw(resolution):

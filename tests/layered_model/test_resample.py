@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from layered_model.resample import downscale, project, resampling_matrix, upscale
 
-KERNELS = ("sinc", "box")
+KERNELS = ("sinc", "periodic", "box")
 RATIOS = [(512, 256), (512, 128), (64, 32), (48, 16), (24, 3), (8, 1)]
 each_kernel = pytest.mark.parametrize("kernel", KERNELS)
 each_ratio = pytest.mark.parametrize(("high", "low"), RATIOS)
@@ -113,6 +113,19 @@ def test_sinc_is_the_crop_of_a_dct(high, low):
     spectrum = scipy.fft.dctn(x, axes=(-2, -1), norm="ortho")[..., :low, :low]
     expected = scipy.fft.idctn(spectrum, axes=(-2, -1), norm="ortho")
     np.testing.assert_allclose(project(torch.from_numpy(x), low).numpy(), expected, atol=1e-12)
+
+
+@each_ratio
+def test_periodic_is_the_crop_of_an_fft(high, low):
+    # On the grid of pixel centres, and with the Nyquist bin's one real part times sqrt(2).
+    x = picture(high)[0, 0, 0]
+    frequency = torch.fft.rfftfreq(high, dtype=torch.float64)[: low // 2 + 1] * high
+    shift = torch.exp(-1j * math.pi * frequency * (1 / high - 1 / low))
+    spectrum = torch.fft.rfft(x, norm="ortho")[: low // 2 + 1] * shift
+    if low % 2 == 0:
+        spectrum[-1] = spectrum[-1].real * math.sqrt(2)
+    expected = torch.fft.irfft(spectrum, n=low, norm="ortho")
+    torch.testing.assert_close(matrix("periodic", high, low) @ x, expected, rtol=0, atol=1e-12)
 
 
 @each_ratio

@@ -53,6 +53,7 @@ MISTAKES = [
     ("train.learning_rate=null", r"train\.learning_rate: .*None"),
     ("train.learning_rate=-1", r"train\.learning_rate=-1\.0 must be above 0"),
     ("train.precision=fp8", r"train\.precision: .*'fp8'.*'float32', 'bfloat16'"),
+    ("train.optimizer=sgd", r"train\.optimizer: .*'sgd'.*'adamw', 'muon'"),
     ("train.batch_size=33", r"train\.batch_size=33 .*multiple of train\.num_workers=2"),
     ("train.text_dropout=1.5", r"train\.text_dropout=1\.5 must be from 0 to 1"),
     ("train.ema_relative_width=0.5", r"train\.ema_relative_width=0\.5 must be"),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from layered_model.unet import LayeredUNet
-from pipelines.optimizers import Muon, hidden_weights, make_optimizers, orthogonal, orthogonal_all
+from pipelines.optimizers import Muon, kernels, make_optimizers, orthogonal, orthogonal_all
 
 
 @pytest.mark.parametrize("shape", [(16, 48), (48, 16), (32, 32)])
@@ -78,15 +78,18 @@ def test_every_parameter_has_one_optimizer(configure, kind) -> None:
     assert sorted(held) == sorted(map(id, network.parameters()))
 
 
-def test_what_touches_pictures_text_or_logsnr_is_left_to_adamw(configure) -> None:
+def test_muon_takes_the_convolutions_between_features(configure) -> None:
     network = LayeredUNet(configure().model)
-    names = {id(p): name for name, p in network.named_parameters()}
-    hidden = {names[id(p)] for p in hidden_weights(network)}
-    assert all(network.get_parameter(name).ndim in (2, 4) for name in hidden)
-    left = {n for n, p in network.named_parameters() if p.ndim > 1} - hidden
-    assert {"trunk.input.weight", "upper.0.input.weight", "heads.0.conv.weight"} <= left
-    assert {name.rsplit(".", 2)[-2] for name in left if "trunk" in name} == {"input", "film"}
-    assert not any("text" in name or "logsnr" in name for name in hidden)
+    taken = {id(p) for p in kernels(network)}
+    names = {name for name, p in network.named_parameters() if id(p) in taken}
+    assert {"trunk.mid.0.residual.conv_in.weight", "upper.0.ups.0.conv.weight"} <= names
+    assert all(network.get_parameter(name).ndim == 4 for name in names)
+    left = {n for n, p in network.named_parameters() if p.ndim == 4} - names
+    assert left == {
+        name
+        for name, p in network.named_parameters()
+        if p.ndim == 4 and network.config.picture_channels in p.shape[:2]
+    }
 
 
 def test_processes_share_the_work_and_get_the_same(tmp_path) -> None:
