@@ -8,6 +8,7 @@ says so and ends, so the same command after an interruption goes on where it was
 import contextlib
 import json
 import logging
+import os
 import re
 import shlex
 import sys
@@ -82,15 +83,20 @@ def _stages(config: Config, layout: RunDir) -> Iterator[tuple[str, list[str]]]:
 
 
 def _run_job(client: Any, stage: str, arguments: Sequence[str], layout: RunDir) -> None:
-    """Submits one stage and follows it to its end; an interruption stops the job."""
+    """Submits one stage and follows it to its end.
+
+    An interruption stops the job. A local Ray's ends with it, and is not asked to: Ctrl-C on a terminal goes to its job
+    server as well, which then answers no more.
+    """
     command = [sys.executable, "-m", f"pipelines.{stage}", *arguments]
     job = _submit(client, shlex.join(command), stage)
     event(logger, "job", stage=stage, id=job)
     try:
         log = _follow(client, job)
     except BaseException:
-        with contextlib.suppress(Exception):
-            client.stop_job(job)
+        if "RAY_ADDRESS" in os.environ:
+            with contextlib.suppress(Exception):
+                client.stop_job(job)
         raise
     storage.write_atomically(f"{layout.path}/logs/{stage}.log", log.encode())
     info = client.get_job_info(job)
@@ -159,7 +165,7 @@ Captions of the validation split and what the model drew, at every resolution:
 Samples: {layout.samples}    TensorBoard, logs, metrics: {layout.path}
 
 Next:
-  layered sample "a blue heart on a pink background" --run {config.run} --seed 7
+  layered sample "a rocket on a pink background" --run {config.run} --seed 7
   layered train --run {config.run} train.num_images={2 * config.train.num_images}     # goes on: twice as long
   layered evaluate --run {config.run} sample.guidance=1.5     # less obedient, more varied
 """

@@ -80,6 +80,7 @@ def _demo(folder: Path, coco: Path) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,  # so that it can be sent Ctrl-C with all its processes, as a terminal does
         # A shell that runs in the background ignores Ctrl-C, and its children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
@@ -118,7 +119,7 @@ def test_an_interrupted_demo_goes_on_and_ends_with_the_same_files(coco, tmp_path
     deadline = time.monotonic() + 200
     while not log.exists() and demo.poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)
-    demo.send_signal(signal.SIGINT)  # in the middle of training
+    os.killpg(demo.pid, signal.SIGINT)  # in the middle of training
     output = _finish(demo)
     assert demo.returncode == 130, output
     assert "the same command goes on" in output
