@@ -78,7 +78,10 @@ MISTAKES = [
     ("model.dropout=1", r"model\.dropout=1\.0"),
     ("diffusion.extra_logsnr=[0,1,2]", r"diffusion\.extra_logsnr=.*allow_leak"),
     ("diffusion.extra_logsnr=[1,1]", r"diffusion\.extra_logsnr=.*\(\d+, \d+, \d+\)"),
-    ("diffusion.noise=pink", r"diffusion\.noise: .*'pink'.*'sinc', 'periodic', 'box', 'independent'"),
+    (
+        "diffusion.noise=pink",
+        r"diffusion\.noise: .*'pink'.*'sinc', 'periodic', 'box', 'independent'",
+    ),
     ("seed=${nothing}", r"seed: .*nothing"),
     ("seed=[1,", r"seed=\[1,: "),
     ("seed", r"override 'seed' must look like section\.key=value"),
