@@ -115,7 +115,7 @@ def _with(config, run: str, num_images: int):
 def test_a_run_that_stops_and_goes_on_equals_one_that_does_not(
     configure, without_ray, local_ray, tmp_path
 ) -> None:
-    config = configure(*SMALL_MODEL, *TINY)
+    config = configure(*SMALL_MODEL, *TINY, "train.ema_snapshot_widths=[0.05,0.1]")
     prepare.run(config)
     straight = _with(config, str(tmp_path / "straight"), 48)
     model = train.run(straight)
@@ -133,6 +133,7 @@ def test_a_run_that_stops_and_goes_on_equals_one_that_does_not(
 
     lines = [json.loads(x) for x in (tmp_path / "straight/metrics.jsonl").read_text().splitlines()]
     assert [line["images"] for line in lines] == [16, 32, 48]
+    assert any(key.startswith("loss/32/logsnr_") for key in lines[0])
     assert {"loss/16", "loss/32", "time/model", "grad_norm", "images_per_second"} <= set(lines[0])
     resumed = (tmp_path / "stopped/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["loss/32"] for line in resumed] == [x["loss/32"] for x in lines]
@@ -140,6 +141,19 @@ def test_a_run_that_stops_and_goes_on_equals_one_that_does_not(
     assert (tmp_path / "straight/config.yaml").exists()
     assert list((tmp_path / "straight/tensorboard").iterdir())
     assert not list((tmp_path / "straight/model").glob("*.p*"))  # nothing pickled
+
+    # Of the tracked widths one is the exported one; both runs kept the same at every checkpoint.
+    kept = sorted(path.name for path in (tmp_path / "straight/snapshots").iterdir())
+    assert kept == [f"{n:012d}_{width}" for n in (16, 32, 48) for width in (0.05, 0.1)]
+    for name in kept:
+        ours, theirs = (
+            LayeredPipeline.from_pretrained(tmp_path / f"{run}/snapshots/{name}")
+            for run in ("straight", "stopped")
+        )
+        assert ours.weights_sha256 == theirs.weights_sha256
+    assert config.train.ema_relative_width == 0.05
+    exported = LayeredPipeline.from_pretrained(tmp_path / "straight/snapshots" / kept[-2])
+    assert exported.weights_sha256 == one.weights_sha256
 
     assert "is finished" in train.check(straight)[0]
     assert train.run(straight) == model  # at once
@@ -156,7 +170,7 @@ def test_a_run_refuses_settings_that_would_train_another_model(
 
     (tmp_path / "run/config.yaml").write_text(to_yaml(config))
     faster = dataclasses.replace(config.train, learning_rate=0.5)
-    with pytest.raises(UserError, match=r"train.learning_rate was 0.002 and is now 0.5"):
+    with pytest.raises(UserError, match=r"train.learning_rate was 0.003 and is now 0.5"):
         train.check(dataclasses.replace(config, train=faster))
     longer = dataclasses.replace(config.train, num_images=4800, num_workers=4)
     assert "4800 pictures" in train.check(dataclasses.replace(config, train=longer))[0]
