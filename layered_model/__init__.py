@@ -8,8 +8,9 @@ from layered_model.checkpoint import ModelConfig, SamplingDefaults
 from layered_model.diffusion import DiffusionConfig, LayeredDiffusion
 from layered_model.ema import PowerEMA
 from layered_model.pipeline import LayeredOutput, LayeredPipeline
+from layered_model.shape import UNetConfig
 from layered_model.text import TextEncoder
-from layered_model.unet import LayeredUNet, UNetConfig
+from layered_model.unet import LayeredUNet, SingleScaleUNet, make_network
 
 __all__ = [
     "DiffusionConfig",
@@ -20,6 +21,8 @@ __all__ = [
     "ModelConfig",
     "PowerEMA",
     "SamplingDefaults",
+    "SingleScaleUNet",
     "TextEncoder",
     "UNetConfig",
+    "make_network",
 ]

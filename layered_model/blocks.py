@@ -1,12 +1,14 @@
 """The parts of the network: embeddings, residual block, transformer block, resizing convolutions.
 
-The residual block is that of improved diffusion models (Nichol & Dhariwal 2021, https://arxiv.org/abs/2102.09672): group
-norm, SiLU, 3x3 convolution, twice, modulated in between by scale and shift from the embedding (FiLM). Blocks end in a
+The residual block is that of improved diffusion models (Nichol & Dhariwal 2021, https://arxiv.org/abs/2102.09672): norm, SiLU,
+3x3 convolution, twice, modulated in between by scale and shift from the embedding (FiLM). The norm is over groups of channels
+and all pixels, or, where a part of the picture must be computable alone, over the channels of each pixel. Blocks end in a
 convolution or projection initialised to zero, so each starts as the identity. Called by `unet`.
 """
 
 import math
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -27,6 +29,19 @@ def zero_init(module: Projection) -> Projection:
 def group_norm(channels: int) -> nn.GroupNorm:
     """Group norm with at most 32 groups of at least 4 channels each."""
     return nn.GroupNorm(math.gcd(32, max(channels // 4, 1), channels), channels)
+
+
+class PixelNorm(nn.LayerNorm):
+    """Layer norm of each pixel's channels. Unlike group norm it sees nothing of the rest of the picture."""
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Features to features of the same shape and memory format."""
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+Norm = Callable[[int], nn.Module]
+"""Makes the norm of a number of channels."""
+NORMS: dict[Literal["group", "pixel"], Norm] = {"group": group_norm, "pixel": PixelNorm}
 
 
 class LogSNREmbedding(nn.Module):
@@ -51,13 +66,18 @@ class ResidualBlock(nn.Module):
     """``skip(x) + conv(silu(film(norm(conv(silu(norm(x)))))))``."""
 
     def __init__(
-        self, in_channels: int, channels: int, embedding_width: int, dropout: float = 0.0
+        self,
+        in_channels: int,
+        channels: int,
+        embedding_width: int,
+        dropout: float = 0.0,
+        norm: Norm = group_norm,
     ) -> None:
         super().__init__()
-        self.norm_in = group_norm(in_channels)
+        self.norm_in = norm(in_channels)
         self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
         self.film = nn.Linear(embedding_width, 2 * channels)
-        self.norm_out = group_norm(channels)
+        self.norm_out = norm(channels)
         self.dropout = nn.Dropout(dropout)
         self.conv_out = zero_init(nn.Conv2d(channels, channels, 3, padding=1))
         self.skip: nn.Module = (
@@ -146,11 +166,11 @@ class Upsample(nn.Module):
 
 
 class Head(nn.Module):
-    """Group norm, SiLU, zero-initialised 3x3 convolution to the picture's channels."""
+    """Norm, SiLU, zero-initialised 3x3 convolution to the picture's channels."""
 
-    def __init__(self, channels: int, picture_channels: int) -> None:
+    def __init__(self, channels: int, picture_channels: int, norm: Norm = group_norm) -> None:
         super().__init__()
-        self.norm = group_norm(channels)
+        self.norm = norm(channels)
         self.conv = zero_init(nn.Conv2d(channels, picture_channels, 3, padding=1))
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b p h w"]:

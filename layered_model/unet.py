@@ -11,250 +11,54 @@ Khwaja et al. 2024 (https://arxiv.org/abs/2407.06079): every resolution has an i
 a higher layer's input reaches only its own decoder, through one convolution and one skip, and never the layers below. So an
 output depends on its own and lower inputs alone, which gives early exit, and growth that leaves lower outputs bit-identical.
 
-Sizes are per *level*, from the highest resolution down, each level halving the side. Levels above ``resolutions[0]`` are
-decoders only; the rest is the trunk, an ordinary U-Net with self- and cross-attention (see `blocks`). Called by `diffusion`,
-`sampler` and `pipeline`.
+`SingleScaleUNet` is what the paper compares with: the same trunk and the same decoders under an ordinary way down, from the top
+resolution alone to the top resolution alone. Shapes: `shape`, `presets`. Called by `diffusion`, `sampler` and `pipeline`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from layered_model.blocks import (
-    Head,
-    LogSNREmbedding,
-    ResidualBlock,
-    TransformerBlock,
-    Upsample,
-)
+from layered_model.blocks import NORMS, Head, LogSNREmbedding, ResidualBlock, Upsample
+from layered_model.crop import Box
+from layered_model.inputs import LayerText, check_inputs
+from layered_model.shape import UNetConfig
+from layered_model.trunk import TextConditioning, Trunk
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class UNetConfig:
-    """Shape of a `LayeredUNet`. Tuples run from the highest level down unless said otherwise."""
-
-    resolutions: tuple[int, ...]
-    "Pixels of a side of each layer, low to high; each a power-of-two multiple of the one below, e.g. (128, 256, 512)."
-    channels: tuple[int, ...]
-    "Width of each level."
-    blocks: tuple[int, ...]
-    """Residual blocks of each level: in the trunk that many on the way down and one more on the way up, each of which
-    takes one skip; above the trunk on the way up only."""
-    attention: tuple[int, ...]
-    "Transformer blocks after each residual block, for each level of the trunk; 0 for none."
-    mid_blocks: int
-    "Residual blocks at the bottom, each followed by the lowest level's transformer blocks."
-    embedding_width: int
-    "Width of the embedding of logsnr and pooled text that modulates every residual block."
-    head_width: int
-    "Channels of an attention head."
-    text_width: int
-    "Width of the text encoder's token embeddings."
-    dropout: float
-    "Dropout in the trunk's residual blocks, in [0, 1)."
-    picture_channels: int = 3
-    "Channels of a picture."
-
-    def __post_init__(self) -> None:
-        _check_resolutions(self.resolutions)
-        for name in ("embedding_width", "head_width", "text_width", "picture_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be positive")
-        if self.mid_blocks < 0:
-            raise ValueError(f"mid_blocks={self.mid_blocks} must not be negative")
-        if min(self.channels, default=1) < 1:
-            raise ValueError(f"channels={self.channels} must be positive")
-        levels, trunk_levels = len(self.channels), self.num_trunk_levels
-        if trunk_levels < 1:
-            raise ValueError(
-                f"channels={self.channels} must have more than {self.num_upper_levels} levels: "
-                f"{self.resolutions[-1]} halves that often before it reaches {self.resolutions[0]}"
-            )
-        for name, values, length in (
-            ("blocks", self.blocks, levels),
-            ("attention", self.attention, trunk_levels),
-        ):
-            if len(values) != length or min(values) < 0:
-                raise ValueError(
-                    f"{name}={values} must hold {length} counts: of {levels} levels "
-                    f"{trunk_levels} are the trunk's"
-                )
-        top = self.resolutions[-1]
-        for resolution in self.resolutions[1:]:
-            if not self.blocks[(top // resolution).bit_length() - 1]:
-                raise ValueError(
-                    f"blocks={self.blocks} must hold at least 1 for resolution {resolution}, "
-                    "where a picture comes in"
-                )
-        if self.resolutions[0] % 2 ** (trunk_levels - 1):
-            raise ValueError(
-                f"channels={self.channels} halves resolution {self.resolutions[0]} "
-                f"{trunk_levels - 1} times, which does not divide it"
-            )
-        for channels, blocks in zip(self.channels[-trunk_levels:], self.attention, strict=True):
-            if blocks and channels % self.head_width:
-                raise ValueError(f"head_width={self.head_width} must divide channels {channels}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
-
-    @property
-    def num_upper_levels(self) -> int:
-        """Levels above the trunk."""
-        return (self.resolutions[-1] // self.resolutions[0]).bit_length() - 1
-
-    @property
-    def num_trunk_levels(self) -> int:
-        """Levels of the trunk."""
-        return len(self.channels) - self.num_upper_levels
+__all__ = ["LayeredUNet", "Network", "SingleScaleUNet", "UNetConfig", "make_network"]
 
 
-def _check_resolutions(resolutions: tuple[int, ...]) -> None:
-    if not resolutions or resolutions[0] < 1:
-        raise ValueError(f"resolutions={resolutions} must hold at least one positive resolution")
-    for low, high in pairwise(resolutions):
-        ratio = high // low
-        if high <= low or high % low or ratio & (ratio - 1):
-            raise ValueError(
-                f"resolutions={resolutions}: {high} must be 2, 4, 8, ... times {low}, the one below"
-            )
+class UpperDecoder(nn.Module):
+    """Levels above the trunk on the way up, low to high: upsampling, then residual blocks.
 
-
-class TextConditioning(nn.Module):
-    """Projects token embeddings, and stands a learned null token in for an absent text.
-
-    The null token is always attended to beside the text's tokens, so a mask without any true entry is legal: it *is* the
-    unconditional model of classifier-free guidance.
+    Args:
+        in_channels: Width of the level below.
+        levels: Width and number of blocks of each level.
+        skips: Widths of each level's skips, in the order taken: one a block, as far as there are.
+        config: Shape of the network.
     """
-
-    def __init__(self, text_width: int, context_width: int, embedding_width: int) -> None:
-        super().__init__()
-        self.project = nn.Sequential(nn.LayerNorm(text_width), nn.Linear(text_width, context_width))
-        self.norm = nn.LayerNorm(context_width)
-        self.null = nn.Parameter(torch.randn(context_width))
-        self.pool = nn.Linear(context_width, embedding_width)
-
-    def forward(
-        self, text: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]
-    ) -> tuple[Float[Tensor, "b n1 c"], Bool[Tensor, "b n1"], Float[Tensor, "b e"]]:
-        """Context tokens, their mask, and the pooled text for the embedding."""
-        null = self.null.expand(len(text), 1, -1)
-        tokens = torch.cat([null, self.project(text)], dim=1)
-        mask = torch.cat([mask.new_ones(len(mask), 1), mask], dim=1)
-        weight = mask.unsqueeze(-1).to(tokens.dtype)
-        pooled = (tokens * weight).sum(1) / weight.sum(1)
-        return self.norm(tokens), mask, self.pool(pooled)
-
-
-class TrunkStage(nn.Module):
-    """One residual block followed by its transformer blocks."""
 
     def __init__(
-        self, in_channels: int, channels: int, num_transformers: int, config: UNetConfig
+        self,
+        in_channels: int,
+        levels: Sequence[tuple[int, int]],
+        skips: Sequence[Sequence[int]],
+        config: UNetConfig,
     ) -> None:
         super().__init__()
-        width = config.embedding_width
-        self.residual = ResidualBlock(in_channels, channels, width, config.dropout)
-        self.transformers = nn.ModuleList(
-            TransformerBlock(channels, width, config.head_width) for _ in range(num_transformers)
-        )
-
-    def forward(self, x: Tensor, embedding: Tensor, context: Tensor, mask: Tensor) -> Tensor:
-        """Picture features to picture features."""
-        x = self.residual(x, embedding)
-        for transformer in self.transformers:
-            x = transformer(x, context, mask)
-        return x
-
-
-class Trunk(nn.Module):
-    """An ordinary text-conditioned U-Net at the lowest resolution, without its head."""
-
-    def __init__(self, config: UNetConfig) -> None:
-        super().__init__()
-        upper = config.num_upper_levels
-        levels = list(
-            zip(config.channels[upper:], config.blocks[upper:], config.attention, strict=True)
-        )
-        width = levels[0][0]
-        self.input = nn.Conv2d(config.picture_channels, width, 3, padding=1)
-        self.encoder, self.downs = nn.ModuleList(), nn.ModuleList()
-        skips = [width]
-        for channels, num_blocks, attention in levels:
-            if self.encoder:
-                self.downs.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
-                skips.append(width)
-            stages = nn.ModuleList()
-            for _ in range(num_blocks):
-                stages.append(TrunkStage(width, channels, attention, config))
-                width = channels
-                skips.append(width)
-            self.encoder.append(stages)
-
-        self.mid = nn.ModuleList(
-            TrunkStage(width, width, config.attention[-1], config) for _ in range(config.mid_blocks)
-        )
-
-        self.decoder, self.ups = nn.ModuleList(), nn.ModuleList()
-        for channels, num_blocks, attention in reversed(levels):
-            if self.decoder:
-                self.ups.append(Upsample(width, channels))
-                width = channels
-            stages = nn.ModuleList()
-            for _ in range(num_blocks + 1):
-                stages.append(TrunkStage(width + skips.pop(), channels, attention, config))
-                width = channels
-            self.decoder.append(stages)
-
-    def forward(
-        self,
-        x: Float[Tensor, "b p h w"],
-        embedding: Float[Tensor, "b e"],
-        context: Float[Tensor, "b n e"],
-        mask: Bool[Tensor, "b n"],
-    ) -> Float[Tensor, "b c h w"]:
-        """Noisy picture to the features of the trunk's last level."""
-        h = self.input(x)
-        skips = [h]
-        for level, stages in enumerate(self.encoder):
-            if level:
-                h = self.downs[level - 1](h)
-                skips.append(h)
-            for stage in cast(nn.ModuleList, stages):
-                h = stage(h, embedding, context, mask)
-                skips.append(h)
-        for stage in self.mid:
-            h = stage(h, embedding, context, mask)
-        for level, stages in enumerate(self.decoder):
-            if level:
-                h = self.ups[level - 1](h)
-            for stage in cast(nn.ModuleList, stages):
-                h = stage(torch.cat([h, skips.pop()], dim=1), embedding, context, mask)
-        return h
-
-
-class UpperLayer(nn.Module):
-    """One resolution above the trunk: upsampling from the layer below, one input convolution as skip, residual blocks.
-
-    A ratio of 4 or more to the layer below passes through levels without an input of their own.
-    """
-
-    def __init__(self, in_channels: int, levels: Sequence[tuple[int, int]], config: UNetConfig):
-        super().__init__()
+        norm = NORMS[config.upper_norm]
         self.ups, self.stages = nn.ModuleList(), nn.ModuleList()
-        top = levels[-1][0]
-        self.input = nn.Conv2d(config.picture_channels, top, 3, padding=1)
-        for index, (channels, num_blocks) in enumerate(levels):
+        for (channels, num_blocks), widths in zip(levels, skips, strict=True):
             self.ups.append(Upsample(in_channels, channels))
-            skip = top if index + 1 == len(levels) else 0
+            extra = [*widths, *[0] * num_blocks]
             self.stages.append(
                 nn.ModuleList(
                     ResidualBlock(
-                        channels + (skip if block == 0 else 0), channels, config.embedding_width
+                        channels + extra[block], channels, config.embedding_width, norm=norm
                     )
                     for block in range(num_blocks)
                 )
@@ -264,44 +68,74 @@ class UpperLayer(nn.Module):
     def forward(
         self,
         h: Float[Tensor, "b c h w"],
+        skips: Sequence[Sequence[Float[Tensor, "b _c _h _w"]]],
+        embedding: Float[Tensor, "b e"],
+    ) -> Float[Tensor, "b c2 h2 w2"]:
+        """Features of the level below and each level's skips to the last level's features."""
+        for up, stages, taken in zip(self.ups, self.stages, skips, strict=True):
+            h = up(h)
+            for block, stage in enumerate(cast(nn.ModuleList, stages)):
+                h = stage(torch.cat([h, taken[block]], 1) if block < len(taken) else h, embedding)
+        return h
+
+
+class UpperLayer(UpperDecoder):
+    """One resolution above the trunk: upsampling from the layer below, one input convolution as skip, residual blocks.
+
+    A ratio of 4 or more to the layer below passes through levels without an input of their own.
+    """
+
+    def __init__(self, in_channels: int, levels: Sequence[tuple[int, int]], config: UNetConfig):
+        top = levels[-1][0]
+        entrance = nn.Conv2d(config.picture_channels, top, 3, padding=1)
+        super().__init__(in_channels, levels, [*[()] * (len(levels) - 1), (top,)], config)
+        self.input = entrance
+
+    def forward(  # type: ignore[override]
+        self,
+        h: Float[Tensor, "b c h w"],
         x: Float[Tensor, "b p h2 w2"],
         embedding: Float[Tensor, "b e"],
     ) -> Float[Tensor, "b c2 h2 w2"]:
         """Features of the layer below and this layer's noisy picture to this layer's features."""
-        last = len(self.ups) - 1
-        for level, (up, stages) in enumerate(zip(self.ups, self.stages, strict=True)):
-            h = up(h)
-            if level == last:
-                h = torch.cat([h, self.input(x)], dim=1)
-            for stage in cast(nn.ModuleList, stages):
-                h = stage(h, embedding)
-        return h
+        skips = [*[()] * (len(self.ups) - 1), (self.input(x),)]
+        return super().forward(h, skips, embedding)
+
+    def margin_below(self, margin: int) -> int:
+        """Pixels of the layer below, around a crop, on which this layer's within a margin around it depend.
+
+        The convolution that follows upsampling reaches one pixel, and so does each of a residual block's two.
+        """
+        for stages in reversed(self.stages):
+            margin = -(-(margin + 1 + 2 * len(cast(nn.ModuleList, stages))) // 2)
+        return margin
 
 
 class LayeredUNet(nn.Module):
     """Predicts every layer from every layer's noisy picture, in one pass."""
 
+    checkpoint_upper = False
+    "Computes what lies above the trunk again on the way back, in place of keeping its activations."
+
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
+        _check_kind(config, "layered")
         self.config = config
         width = config.embedding_width
         self.logsnr = LogSNREmbedding(width)
         self.text = TextConditioning(config.text_width, width, width)
-        self.trunk = Trunk(config)
-        self.upper = nn.ModuleList()
-        # Levels above the trunk, from low to high, cut into one group per layer.
         level = config.num_upper_levels
         below, channels = config.resolutions[0], config.channels[level]
+        self.trunk = Trunk(config, nn.Conv2d(config.picture_channels, channels, 3, padding=1))
+        self.upper = nn.ModuleList()
+        # Levels above the trunk, from low to high, cut into one group per layer.
         self.heads = nn.ModuleList([Head(channels, config.picture_channels)])
         for resolution in config.resolutions[1:]:
             steps = (resolution // below).bit_length() - 1
-            levels = [
-                (config.channels[i], config.blocks[i])
-                for i in range(level - 1, level - steps - 1, -1)
-            ]
+            levels = _levels_up(config)[-level:][:steps]
             self.upper.append(UpperLayer(channels, levels, config))
             level, below, channels = level - steps, resolution, levels[-1][0]
-            self.heads.append(Head(channels, config.picture_channels))
+            self.heads.append(Head(channels, config.picture_channels, NORMS[config.upper_norm]))
 
     def forward(
         self,
@@ -309,7 +143,10 @@ class LayeredUNet(nn.Module):
         logsnr: Float[Tensor, " b"],
         text: Float[Tensor, "b n d"],
         text_mask: Bool[Tensor, "b n"],
-    ) -> list[Float[Tensor, "b p _h _w"]]:
+        *,
+        layer_text: LayerText | None = None,
+        crop: Box | None = None,
+    ) -> list[Float[Tensor, "b p _h2 _w2"]]:
         """One prediction per input layer.
 
         Args:
@@ -317,12 +154,154 @@ class LayeredUNet(nn.Module):
             logsnr: The reference's logsnr of each picture; the layers differ from it by constants.
             text: Token embeddings.
             text_mask: True where a token is real. A row without any is unconditional.
+            layer_text: For each layer a prompt of its own, whose pooled text replaces the trunk's in its embedding, or None.
+                The trunk has its prompt in `text`, so the first is None.
+            crop: Part of the picture, in pixels of the lowest layer, on which alone the layers above it are computed and
+                returned. Pictures come in whole.
+
+        Raises:
+            ValueError: naming the argument that does not fit.
         """
+        check_inputs(self.config, x, logsnr, text, text_mask, layer_text, crop)
+        context, mask, pooled = self.text(text, text_mask)
+        time = self.logsnr(logsnr)
+        shared = time + pooled
+        h = self.trunk(x[0], shared, context, mask)
+        outputs = [self.heads[0](h)]
+        margins = self._margins(len(x)) if crop else []
+        region: Box | None = None
+        for layer in range(1, len(x)):
+            picture = x[layer]
+            if crop is not None:
+                below, ratio = self.config.resolutions[layer - 1 : layer + 1]
+                ratio //= below
+                needed = crop.grown(margins[layer - 1], below)
+                h = needed.cut(h, region)
+                crop, region = crop.scaled(ratio), needed.scaled(ratio)
+                picture = region.cut(picture)
+            own = layer_text[layer] if layer_text else None
+            embedding = shared if own is None else time + self.text(*own)[2]
+            h, output = _run(self._layer, self.checkpoint_upper, layer, h, picture, embedding)
+            outputs.append(output if crop is None else crop.cut(output, region))
+        return outputs
+
+    def _layer(
+        self, layer: int, h: Tensor, picture: Tensor, embedding: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Features and output of a layer above the trunk."""
+        h = self.upper[layer - 1](h, picture, embedding)
+        return h, self.heads[layer](h)
+
+    def _margins(self, num_layers: int) -> list[int]:
+        """How far around a crop each layer's features must be right: for its own head, and for what is computed from them."""
+        margins = [1]
+        for layer in range(num_layers - 1, 0, -1):
+            below = cast(UpperLayer, self.upper[layer - 1]).margin_below(margins[0])
+            margins.insert(0, max(1, below))
+        return margins
+
+
+class EncoderLevel(nn.Module):
+    """One level above the trunk on the way down: residual blocks, then a convolution that halves the side."""
+
+    def __init__(self, channels: int, channels_below: int, num_blocks: int, config: UNetConfig):
+        super().__init__()
+        self.stages = nn.ModuleList(
+            ResidualBlock(channels, channels, config.embedding_width, norm=NORMS[config.upper_norm])
+            for _ in range(num_blocks)
+        )
+        self.down = nn.Conv2d(channels, channels_below, 3, stride=2, padding=1)
+
+    def forward(
+        self, h: Float[Tensor, "b c h w"], embedding: Float[Tensor, "b e"]
+    ) -> tuple[Float[Tensor, "b c2 h2 w2"], list[Float[Tensor, "b c h w"]]]:
+        """Features of the level below, and the blocks' outputs as skips in the order in which the decoder takes them."""
+        skips = []
+        for stage in self.stages:
+            h = stage(h, embedding)
+            skips.append(h)
+        return self.down(h), skips[::-1]
+
+
+class SingleScaleUNet(nn.Module):
+    """Predicts the top resolution from the top's noisy picture: an ordinary U-Net, to compare with.
+
+    Its trunk and decoders are the layered network's. What differs is the way down: at each level above the trunk residual
+    blocks and a halving convolution in place of a picture's input, and each of the decoder's blocks takes one of their skips.
+    """
+
+    checkpoint_upper = False
+    "As in a `LayeredUNet`."
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        _check_kind(config, "single_scale")
+        self.config = config
+        width, upper = config.embedding_width, config.num_upper_levels
+        self.logsnr = LogSNREmbedding(width)
+        self.text = TextConditioning(config.text_width, width, width)
+        self.input = nn.Conv2d(config.picture_channels, config.channels[0], 3, padding=1)
+        self.encoder = nn.ModuleList(
+            EncoderLevel(channels, config.channels[level + 1], num_blocks, config)
+            for level, (channels, num_blocks) in enumerate(reversed(_levels_up(config)))
+        )
+        self.trunk = Trunk(config, nn.Identity())
+        below = [config.channels[upper], *(channels for channels, _ in _levels_up(config))]
+        self.upper = nn.ModuleList(
+            UpperDecoder(channels, [level], [[level[0]] * level[1]], config)
+            for channels, level in zip(below, _levels_up(config), strict=False)
+        )
+        norm = NORMS[config.upper_norm if upper else "group"]
+        self.heads = nn.ModuleList([Head(config.channels[0], config.picture_channels, norm)])
+
+    def forward(
+        self,
+        x: Sequence[Float[Tensor, "b p _h _w"]],
+        logsnr: Float[Tensor, " b"],
+        text: Float[Tensor, "b n d"],
+        text_mask: Bool[Tensor, "b n"],
+        *,
+        layer_text: LayerText | None = None,
+        crop: Box | None = None,
+    ) -> list[Float[Tensor, "b p _h _w"]]:
+        """The call of a `LayeredUNet` with one layer: one noisy picture in, one prediction out, no crops."""
+        check_inputs(self.config, x, logsnr, text, text_mask, layer_text, crop)
         context, mask, pooled = self.text(text, text_mask)
         embedding = self.logsnr(logsnr) + pooled
-        h = self.trunk(x[0], embedding, context, mask)
-        outputs = [self.heads[0](h)]
-        for layer, head, x_layer in zip(self.upper, self.heads[1:], x[1:], strict=False):
-            h = layer(h, x_layer, embedding)
-            outputs.append(head(h))
-        return outputs
+        h, skips = self.input(x[0]), []
+        for level in self.encoder:
+            h, taken = _run(level, self.checkpoint_upper, h, embedding)
+            skips.append(taken)
+        h = self.trunk(h, embedding, context, mask)
+        for decoder in self.upper:
+            h = _run(decoder, self.checkpoint_upper, h, [skips.pop()], embedding)
+        return [self.heads[0](h)]
+
+
+Network = LayeredUNet | SingleScaleUNet
+"""Either kind; both are called alike."""
+
+
+def make_network(config: UNetConfig) -> Network:
+    """A fresh network of the configuration's kind."""
+    return LayeredUNet(config) if config.kind == "layered" else SingleScaleUNet(config)
+
+
+def _levels_up(config: UNetConfig) -> list[tuple[int, int]]:
+    """Width and number of blocks of each level above the trunk, low to high."""
+    upper = config.num_upper_levels
+    return list(zip(config.channels[:upper], config.blocks[:upper], strict=True))[::-1]
+
+
+def _check_kind(config: UNetConfig, kind: str) -> None:
+    if config.kind != kind:
+        raise ValueError(
+            f"kind={config.kind!r} must be {kind!r} here; call make_network for either"
+        )
+
+
+def _run(part: Callable[..., Any], recompute: bool, *args: Any) -> Any:
+    """A part's result; kept alone, without what led to it, where that shall be computed again on the way back."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(part, *args, use_reentrant=False, preserve_rng_state=False)
+    return part(*args)
