@@ -9,6 +9,7 @@ A crop counts pixels of the lowest layer: at a resolution k times as high it is 
 `inputs` and `diffusion`.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from jaxtyping import Float
@@ -51,3 +52,9 @@ class Box(NamedTuple):
             self.left - (within.left if within else 0),
         )
         return x[..., top : top + self.height, left : left + self.width]
+
+
+def cut_layers(x: Sequence[Float[Tensor, "b c _h _w"]], crop: Box) -> list[Tensor]:
+    """What of every layer's picture, low to high, a network computes for a crop: the lowest whole, of the others the crop."""
+    lowest = x[0].shape[-1]
+    return [x[0], *(crop.scaled(high.shape[-1] // lowest).cut(high) for high in x[1:])]
