@@ -8,20 +8,28 @@ clean picture without noise. With shared noise and ``extra = 0``, ``x_t`` of a l
 is refused unless ``allow_leak``. Called by the training stage, `sampler` and `pipeline`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from layered_model import parametrization
+from layered_model.crop import Box, cut_layers
 from layered_model.loss import Weighting, output_weight
 from layered_model.noise import NoiseKind, kernel_of, noise_pyramid
 from layered_model.parametrization import Prediction
 from layered_model.resample import downscale, upscale
-from layered_model.schedules import alpha_sigma, cosine_logsnr, layer_shift
+from layered_model.schedules import (
+    alpha_sigma,
+    cosine_logsnr,
+    layer_shift,
+    relative_slope,
+    time_of,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +40,8 @@ class DiffusionConfig:
     "How the layers' noise is related: 'sinc' (one field, sinc-downscaled), 'box' or 'independent'."
     reference_resolution: int
     "Resolution whose schedule is the plain cosine; larger layers are noisier at equal t, lower ones less noisy."
+    detail_resolution: int | None = None
+    "Resolution whose shift the schedule comes to at t = 0, at least the reference's; null for the plain cosine throughout."
     extra_logsnr: tuple[float, ...] = ()
     "Extra shift of each layer's logsnr, low to high; empty for none."
     allow_leak: bool = False
@@ -50,8 +60,28 @@ class DiffusionConfig:
     def __post_init__(self) -> None:
         if self.reference_resolution < 1:
             raise ValueError(f"reference_resolution={self.reference_resolution} must be positive")
-        if not self.logsnr_min < self.logsnr_max:
-            raise ValueError(f"logsnr_min={self.logsnr_min} must be below {self.logsnr_max}")
+        detail = self.detail_resolution
+        if detail is not None and detail < self.reference_resolution:
+            raise ValueError(
+                f"detail_resolution={detail} must be at least reference_resolution="
+                f"{self.reference_resolution}, or null for the plain cosine"
+            )
+        for name, kinds in (
+            ("noise", NoiseKind),
+            ("prediction", Prediction),
+            ("weighting", Weighting),
+        ):
+            if getattr(self, name) not in get_args(kinds):
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} must be one of {', '.join(get_args(kinds))}"
+                )
+        for name in ("extra_logsnr", "layer_weights"):
+            if not all(map(math.isfinite, getattr(self, name))):
+                raise ValueError(f"{name}={getattr(self, name)} must hold finite numbers")
+        if not -math.inf < self.logsnr_min < self.logsnr_max < math.inf:
+            raise ValueError(
+                f"logsnr_min={self.logsnr_min} must be below {self.logsnr_max}, both finite"
+            )
         if self.layer_weights and (min(self.layer_weights) < 0 or max(self.layer_weights) == 0):
             raise ValueError(f"layer_weights={self.layer_weights} must be >= 0 and not all 0")
         if self.noise != "independent" and len(set(self.extra_logsnr)) > 1 and not self.allow_leak:
@@ -69,6 +99,8 @@ class LossTerms(NamedTuple):
     "Weighted mean over pictures and layers; its gradient trains the network."
     per_layer: Float[Tensor, " layers"]
     "Unweighted mean squared error of each layer's output, detached."
+    per_picture: Float[Tensor, "layers b"]
+    "The same of each picture."
 
 
 class LayeredDiffusion:
@@ -82,6 +114,9 @@ class LayeredDiffusion:
         self.config = config
         self.resolutions = tuple(resolutions)
         self.kernel = kernel_of(config.noise)
+        self.bend = layer_shift(
+            config.reference_resolution, config.detail_resolution or config.reference_resolution
+        )
         self.shifts = tuple(
             layer_shift(resolution, config.reference_resolution) + extra
             for resolution, extra in zip(
@@ -109,7 +144,11 @@ class LayeredDiffusion:
 
     def logsnr_ref(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """The reference's logsnr, which is what the network is told."""
-        return cosine_logsnr(t, self.config.logsnr_min, self.config.logsnr_max)
+        return cosine_logsnr(t, self.config.logsnr_min, self.config.logsnr_max, self.bend)
+
+    def time_of(self, logsnr: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        """The time at which the reference has this logsnr; the inverse of `logsnr_ref` between the clips."""
+        return time_of(logsnr, self.bend)
 
     def alpha_sigma(
         self, t: Float[Tensor, " b"], layer: int
@@ -141,15 +180,18 @@ class LayeredDiffusion:
         ]
         return [*lower, x_t]
 
-    def fuse(self, x0: Sequence[Float[Tensor, "b c _h _w"]]) -> Float[Tensor, "b c h w"]:
+    def fuse(
+        self, x0: Sequence[Float[Tensor, "b c _h _w"]], weight: float = 1.0
+    ) -> Float[Tensor, "b c h w"]:
         """One top picture from every layer's estimate: each layer has the last word on its own band.
 
-        From the bottom up, ``x0 = x0_hi + U(x0_lo - D x0_hi)``: low frequencies of the layer below, high ones of this layer.
+        From the bottom up, ``x0 = x0_hi + w U(x0_lo - D x0_hi)``: with weight 1, low frequencies of the layer below and high ones
+        of this layer; with weight 0, the top's estimate alone.
         """
         fused = x0[0]
         for x0_layer in x0[1:]:
             correction = fused - downscale(x0_layer, fused.shape[-1], self.kernel)
-            fused = x0_layer + upscale(correction, x0_layer.shape[-1], self.kernel)
+            fused = x0_layer + weight * upscale(correction, x0_layer.shape[-1], self.kernel)
         return fused
 
     def loss(
@@ -160,6 +202,7 @@ class LayeredDiffusion:
         t: Float[Tensor, " b"],
         text: Float[Tensor, "b n d"],
         text_mask: Bool[Tensor, "b n"],
+        crop: Box | None = None,
     ) -> LossTerms:
         """Weighted squared error of the network's output, averaged over pixels, pictures and layers.
 
@@ -170,7 +213,12 @@ class LayeredDiffusion:
             t: Times, shared by all layers.
             text: Token embeddings.
             text_mask: Real tokens.
+            crop: Part on which alone the layers above the lowest are computed and count, in pixels of the lowest.
+
+        Raises:
+            ValueError: if shapes, dtypes or values do not fit; values on an accelerator are not read.
         """
+        self._check_batch(x0, eps, t, text, text_mask)
         kind = self.config.prediction
         inputs, targets = [], []
         for layer, (x0_layer, eps_layer) in enumerate(zip(self.pyramid(x0), eps, strict=True)):
@@ -178,16 +226,60 @@ class LayeredDiffusion:
             inputs.append(alpha * x0_layer + sigma * eps_layer)
             targets.append(parametrization.target(kind, x0_layer, eps_layer, alpha, sigma))
         logsnr = self.logsnr_ref(t)
-        outputs = network(inputs, logsnr, text, text_mask)
+        if crop is None:
+            outputs = network(inputs, logsnr, text, text_mask)
+        else:
+            outputs = network(inputs, logsnr, text, text_mask, crop=crop)
+            targets = cut_layers(targets, crop)
         errors = torch.stack(
             [
                 (output.float() - goal).square().mean(dim=(1, 2, 3))
                 for output, goal in zip(outputs, targets, strict=True)
             ]
         )
+        slope = relative_slope(t, self.config.logsnr_min, self.config.logsnr_max, self.bend)
         weights = torch.stack(
-            [output_weight(self.config.weighting, kind, logsnr + shift) for shift in self.shifts]
+            [
+                output_weight(self.config.weighting, kind, logsnr + shift, slope, resolution)
+                for shift, resolution in zip(self.shifts, self.resolutions, strict=True)
+            ]
         )
         layer_weights = errors.new_tensor(self.config.layer_weights or [1.0] * len(errors))
         total = ((weights * errors).mean(dim=1) * layer_weights).sum() / layer_weights.sum()
-        return LossTerms(total=total, per_layer=errors.detach().mean(dim=1))
+        per_picture = errors.detach()
+        return LossTerms(total=total, per_layer=per_picture.mean(dim=1), per_picture=per_picture)
+
+    def _check_batch(
+        self, x0: Tensor, eps: Sequence[Tensor], t: Tensor, text: Tensor, text_mask: Tensor
+    ) -> None:
+        """A batch whose parts fit together and the ladder."""
+        top = self.resolutions[-1]
+        if x0.ndim != 4 or x0.shape[-2:] != (top, top):
+            raise ValueError(
+                f"x0 has shape {tuple(x0.shape)}; it must be [b, c, {top}, {top}], the top resolution"
+            )
+        batch, channels = x0.shape[:2]
+        expected = [(batch, channels, r, r) for r in self.resolutions]
+        if [tuple(e.shape) for e in eps] != expected:
+            raise ValueError(
+                f"eps has shapes {[tuple(e.shape) for e in eps]}; they must be {expected}, see noise"
+            )
+        if t.shape != (batch,):
+            raise ValueError(f"t has shape {tuple(t.shape)}; it must be [{batch}], one per picture")
+        if text.ndim != 3 or len(text) != batch:
+            raise ValueError(f"text has shape {tuple(text.shape)}; it must be [{batch}, n, d]")
+        if text_mask.shape != text.shape[:2] or text_mask.dtype != torch.bool:
+            raise ValueError(
+                f"text_mask is {text_mask.dtype} of shape {tuple(text_mask.shape)}; it must be bool "
+                f"of shape {tuple(text.shape[:2])}"
+            )
+        for name, value in [
+            ("x0", x0),
+            ("text", text),
+            *((f"eps[{i}]", e) for i, e in enumerate(eps)),
+        ]:
+            if not value.is_floating_point():
+                raise ValueError(f"{name} has dtype {value.dtype}; it must be floating point")
+            readable = value.device.type == "cpu" and not torch.compiler.is_compiling()
+            if readable and not value.isfinite().all():
+                raise ValueError(f"{name} holds NaN or infinite values; it must be finite")

@@ -28,7 +28,16 @@ def kernel_of(noise: NoiseKind) -> Kernel:
 def white_noise(
     generators: Sequence[torch.Generator], channels: int, resolution: int
 ) -> Float[Tensor, "b c h w"]:
-    """One unit Gaussian field per generator, drawn on the generator's device."""
+    """One unit Gaussian field per generator, drawn on the generator's device.
+
+    Raises:
+        ValueError: if there is no generator, channel or pixel.
+    """
+    if not generators or channels < 1 or resolution < 1:
+        raise ValueError(
+            f"{len(generators)} generators, channels={channels}, resolution={resolution} must all be "
+            "at least 1"
+        )
     shape = (channels, resolution, resolution)
     return torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generators])
 
@@ -42,8 +51,25 @@ def noise_pyramid(
         draw: Returns fresh unit white noise of a resolution.
         resolutions: Pixels of a side, low to high.
         noise: How the layers are related.
+
+    Raises:
+        ValueError: if the resolutions do not rise, or `draw` returns another shape than it was asked for.
     """
+    if not resolutions or list(resolutions) != sorted(set(resolutions)) or resolutions[0] < 1:
+        raise ValueError(f"resolutions={tuple(resolutions)} must rise from at least 1, low to high")
     if noise == "independent":
-        return [draw(resolution) for resolution in resolutions]
-    eps_top = draw(resolutions[-1])
+        return [_drawn(draw, resolution) for resolution in resolutions]
+    eps_top = _drawn(draw, resolutions[-1])
     return [project(eps_top, resolution, kernel_of(noise)) for resolution in resolutions]
+
+
+def _drawn(
+    draw: Callable[[int], Float[Tensor, "b c h w"]], resolution: int
+) -> Float[Tensor, "b c h w"]:
+    eps = draw(resolution)
+    if eps.ndim != 4 or eps.shape[-2:] != (resolution, resolution) or not eps.is_floating_point():
+        raise ValueError(
+            f"draw({resolution}) returned {eps.dtype} of shape {tuple(eps.shape)}; it must be floating "
+            f"point of shape [b, c, {resolution}, {resolution}]"
+        )
+    return eps

@@ -1,7 +1,7 @@
 """Orthonormal resampling between resolutions: the one operator for noise and for pictures.
 
-For two resolutions ``n > m`` with ratio ``k = n / m`` a matrix ``A`` of shape ``[m, n]`` with orthonormal rows
-(``A A^T = I``) is applied along both axes:
+For two resolutions ``n > m`` with any ratio ``k = n / m`` (a whole number for ``box``) a matrix ``A`` of shape ``[m, n]`` with
+orthonormal rows (``A A^T = I``) is applied along both axes:
 
     P x = A x A^T        projection; white noise of variance 1 stays white with variance 1
     D x = P x / k        amplitude-preserving downscale for pictures (a constant stays that constant)
@@ -22,7 +22,7 @@ colour the noise. Called by `noise`, `diffusion` and `sampler`.
 
 import math
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -49,7 +49,7 @@ def _fourier_matrix(n: int) -> Float[Tensor, "n n"]:
     return torch.cat([torch.full((1, n), n**-0.5, dtype=torch.float64), waves])
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=256)
 @torch.inference_mode(
     mode=False
 )  # a matrix first needed while sampling must serve training as well
@@ -59,15 +59,17 @@ def resampling_matrix(
     """The matrix ``A`` from ``high`` to ``low`` pixels, computed in float64 and kept per dtype and device.
 
     Raises:
-        ValueError: if ``high`` is not a multiple of ``low`` or the kernel is unknown.
+        ValueError: if ``low`` is above ``high``, for ``box`` not a divisor of it, or the kernel is unknown.
     """
-    if low < 1 or high % low:
-        raise ValueError(f"resolution {high} is not a multiple of {low}")
+    if not 1 <= low <= high:
+        raise ValueError(f"resolution {low} must be from 1 to {high}, which is scaled from")
     if kernel == "sinc":
         matrix = _dct_matrix(low).T @ _dct_matrix(high)[:low]
     elif kernel == "periodic":
         matrix = _fourier_matrix(low).T @ _periodic_band(high, low)
     elif kernel == "box":
+        if high % low:
+            raise ValueError(f"resolution {high} is not a multiple of {low}, which box needs")
         ratio = high // low
         matrix = torch.eye(low, dtype=torch.float64).repeat_interleave(ratio, dim=1)
         matrix /= math.sqrt(ratio)
@@ -82,19 +84,51 @@ def _periodic_band(high: int, low: int) -> Float[Tensor, "low high"]:
     return torch.cat([band[: low - 1], band[-1:]])
 
 
-def _working_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+def _apply(x: Tensor, kernel: str, high: int, low: int, up: bool) -> Tensor:
+    """``A x A^T``, or ``A^T x A`` on the way up, in float32 at least, also under autocast."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    matrix = resampling_matrix(cast(Kernel, kernel), high, low, dtype, x.device)
+    with torch.autocast(x.device.type, enabled=False):
+        return matrix.T @ x.to(dtype) @ matrix if up else matrix @ x.to(dtype) @ matrix.T
+
+
+# The compiler would ignore the cache of matrices and compute them anew in every call; one opaque operator it calls as it is.
+@torch.library.custom_op("layered::resample", mutates_args=())
+def _operator(x: Tensor, kernel: str, high: int, low: int, up: bool) -> Tensor:
+    return _apply(x, kernel, high, low, up).contiguous()
+
+
+@_operator.register_fake
+def _shape(x: Tensor, kernel: str, high: int, low: int, up: bool) -> Tensor:
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    side = high if up else low
+    return x.new_empty((*x.shape[:-2], side, side), dtype=dtype)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, str, int, int, bool], output: Tensor) -> None:
+    ctx.dtype, *ctx.arguments = (inputs[0].dtype, *inputs[1:])
+
+
+def _transposed(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+    kernel, high, low, up = ctx.arguments
+    x_gradient = _operator(gradient, kernel, high, low, not up).to(ctx.dtype)
+    return x_gradient, None, None, None, None
+
+
+_operator.register_autograd(_transposed, setup_context=_keep)
+
+
+def _scale(x: Tensor, kernel: Kernel, high: int, low: int, *, up: bool) -> Tensor:
+    operation = _operator if torch.compiler.is_compiling() else _apply
+    return cast(Tensor, operation(x, kernel, high, low, up))
 
 
 def project(
     x: Float[Tensor, "*batch high high"], low: int, kernel: Kernel = "sinc"
 ) -> Float[Tensor, "*batch low low"]:
     """``P x``: keeps white noise white with the same variance. Computed in float32 at least, also under autocast."""
-    if x.shape[-1] == low:
-        return x
-    matrix = resampling_matrix(kernel, x.shape[-1], low, _working_dtype(x), x.device)
-    with torch.autocast(x.device.type, enabled=False):
-        return matrix @ x.to(matrix.dtype) @ matrix.T
+    high = x.shape[-1]
+    return x if high == low else _scale(x, kernel, high, low, up=False)
 
 
 def downscale(
@@ -109,8 +143,4 @@ def upscale(
 ) -> Float[Tensor, "*batch high high"]:
     """``U x``: band-limited upscaling (nearest for ``box``), with ``downscale(upscale(x)) == x``."""
     low = x.shape[-1]
-    if low == high:
-        return x
-    matrix = resampling_matrix(kernel, high, low, _working_dtype(x), x.device)
-    with torch.autocast(x.device.type, enabled=False):
-        return matrix.T @ x.to(matrix.dtype) @ matrix * (high / low)
+    return x if low == high else _scale(x, kernel, high, low, up=True) * (high / low)

@@ -1,4 +1,5 @@
-from dataclasses import replace
+import inspect
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from layered_model.loss import v_weight
 from layered_model.noise import white_noise
 from layered_model.parametrization import target
 from layered_model.resample import downscale, upscale
+from layered_model.schedules import relative_slope
 
 LADDER = (8, 16, 64)
 TIMES = torch.tensor([0.0, 1e-4, 0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98, 1 - 1e-4, 1.0])
@@ -51,8 +53,15 @@ def from_top(diffusion, x_t, t):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 @pytest.mark.parametrize("reference", [8, 16, 100])
 @pytest.mark.parametrize("extra", [(), (1.5, 1.5, 1.5)])
-def test_a_low_layer_is_the_rescaled_top(noise, dtype, tolerance, reference, extra):
-    config = replace(CONFIG, noise=noise, reference_resolution=reference, extra_logsnr=extra)
+@pytest.mark.parametrize("detail", [None, 100, 512])
+def test_a_low_layer_is_the_rescaled_top(noise, dtype, tolerance, reference, extra, detail):
+    config = replace(
+        CONFIG,
+        noise=noise,
+        reference_resolution=reference,
+        extra_logsnr=extra,
+        detail_resolution=detail,
+    )
     diffusion = LayeredDiffusion(config, LADDER)
     assert diffusion.one_state
     x0, eps, t = example(diffusion, dtype)
@@ -79,8 +88,9 @@ def test_otherwise_every_layer_needs_its_own_state(changes):
     assert (gap[3:8] > 0.1).all()
 
 
-def test_layers_differ_by_a_constant_up_to_both_ends():
-    diffusion = LayeredDiffusion(CONFIG, LADDER)
+@pytest.mark.parametrize("detail", [None, 64])
+def test_layers_differ_by_a_constant_up_to_both_ends(detail):
+    diffusion = LayeredDiffusion(replace(CONFIG, detail_resolution=detail), LADDER)
     t = TIMES.double()
     logsnr = []
     for layer in range(3):
@@ -90,6 +100,20 @@ def test_layers_differ_by_a_constant_up_to_both_ends():
         shift = torch.full_like(t, 2 * torch.tensor(ratio, dtype=torch.float64).log())
         torch.testing.assert_close(logsnr[low] - logsnr[high], shift, rtol=0, atol=1e-9)
     torch.testing.assert_close(logsnr[1], diffusion.logsnr_ref(t), rtol=0, atol=1e-9)
+
+
+def test_the_interpolated_schedule_has_the_detail_resolutions_shift_at_the_start():
+    bent = LayeredDiffusion(replace(CONFIG, detail_resolution=64), LADDER)
+    plain = LayeredDiffusion(CONFIG, LADDER)
+    moved = LayeredDiffusion(replace(CONFIG, reference_resolution=64), LADDER)
+    for t, other in ((1e-2, moved), (1 - 1e-2, plain)):
+        t = torch.tensor([t], dtype=torch.float64)
+        alpha, sigma = bent.alpha_sigma(t, 2)
+        alpha_other, sigma_other = other.alpha_sigma(t, 2)
+        gap = 2 * ((alpha / sigma).log() - (alpha_other / sigma_other).log())
+        assert gap.abs().item() == pytest.approx(1e-2 * bent.bend, rel=1e-6)
+    logsnr = bent.logsnr_ref(TIMES.double()[2:-2])
+    torch.testing.assert_close(bent.time_of(logsnr), TIMES.double()[2:-2], rtol=1e-9, atol=0)
 
 
 # Shared noise forbids everything else.
@@ -140,6 +164,11 @@ def test_a_leak_must_be_allowed(noise):
     [
         ({"reference_resolution": 0}, "reference_resolution=0 must be positive"),
         ({"logsnr_min": 15.0}, "logsnr_min=15.0 must be below 15.0"),
+        ({"logsnr_max": float("inf")}, "logsnr_min=-15.0 must be below inf, both finite"),
+        ({"logsnr_min": float("nan")}, "logsnr_min=nan must be below 15.0"),
+        ({"detail_resolution": 8}, "detail_resolution=8 must be at least reference_resolution=16"),
+        ({"extra_logsnr": (float("nan"),) * 3}, r"extra_logsnr=\(nan, nan, nan\) must hold finite"),
+        ({"layer_weights": (1.0, float("inf"), 1.0)}, "layer_weights=.* must hold finite numbers"),
         ({"layer_weights": (1.0, -1.0, 1.0)}, r"layer_weights=\(1.0, -1.0, 1.0\)"),
         ({"layer_weights": (0.0, 0.0, 0.0)}, r"layer_weights=\(0.0, 0.0, 0.0\)"),
     ],
@@ -147,6 +176,23 @@ def test_a_leak_must_be_allowed(noise):
 def test_a_wrong_process_names_its_field(changes, message):
     with pytest.raises(ValueError, match=message):
         replace(CONFIG, **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("noise", "noise='pink' must be one of sinc, periodic, box, independent"),
+        ("prediction", "prediction='pink' must be one of v, x0, eps"),
+        ("weighting", "weighting='pink' must be one of flat, min_snr, sigmoid"),
+    ],
+)
+def test_an_unknown_kind_names_its_field(name, message):
+    values = {"noise": "sinc", "reference_resolution": 16, name: "pink"}
+    config = object.__new__(DiffusionConfig)
+    for field in fields(DiffusionConfig):
+        object.__setattr__(config, field.name, values.get(field.name, field.default))
+    with pytest.raises(ValueError, match=message):
+        inspect.unwrap(DiffusionConfig.__post_init__)(config)
 
 
 @pytest.mark.parametrize("name", ["extra_logsnr", "layer_weights"])
@@ -251,7 +297,9 @@ def test_the_loss_is_the_weighted_mean_over_layers_and_pictures():
         v = target("v", x, eps[layer], *diffusion.alpha_sigma(t, layer))
         error = v.square().mean(dim=(1, 2, 3))
         torch.testing.assert_close(terms.per_layer[layer], error.mean(), rtol=1e-6, atol=0)
-        weight = v_weight("sigmoid", diffusion.logsnr_ref(t) + diffusion.shifts[layer])
+        torch.testing.assert_close(terms.per_picture[layer], error, rtol=1e-6, atol=0)
+        logsnr = diffusion.logsnr_ref(t) + diffusion.shifts[layer]
+        weight = v_weight("sigmoid", logsnr, relative_slope(t, -15, 15), LADDER[layer])
         expected += weights[layer] / sum(weights) * (weight * error).mean()
     torch.testing.assert_close(terms.total, expected, rtol=1e-6, atol=0)
 
@@ -262,3 +310,65 @@ def test_the_network_is_told_the_noisy_pictures_and_the_reference_logsnr():
     for one, other in zip(network.x, noised(diffusion, diffusion.pyramid(x0), eps, t), strict=True):
         assert torch.equal(one, other)
     assert torch.equal(network.logsnr, diffusion.logsnr_ref(t))
+
+
+def with_nan(tensor):
+    spoilt = tensor.clone()
+    spoilt.view(-1)[-1] = float("nan")
+    return spoilt
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"x0": lambda x0: x0[..., :32, :32]},
+            r"x0 has shape \(11, 3, 32, 32\).* \[b, c, 64, 64\]",
+        ),
+        ({"x0": lambda x0: x0[0]}, r"x0 has shape \(3, 64, 64\)"),
+        ({"x0": lambda x0: x0.mul(255).byte()}, "x0 has dtype torch.uint8; .* floating point"),
+        ({"x0": with_nan}, "x0 holds NaN or infinite values"),
+        ({"eps": lambda eps: eps[:2]}, r"eps has shapes .*; they must be \[\(11, 3, 8, 8\)"),
+        ({"eps": lambda eps: eps[::-1]}, "eps has shapes .*; they must be"),
+        ({"eps": lambda eps: [eps[0], with_nan(eps[1]), eps[2]]}, r"eps\[1\] holds NaN"),
+        ({"t": lambda t: t[:-1]}, r"t has shape \(10,\); it must be \[11\]"),
+        ({"t": lambda t: t[:, None]}, r"t has shape \(11, 1\)"),
+        ({"t": with_nan}, "t holds nan, but times lie in"),
+        ({"t": lambda t: t + 1}, "but times lie in"),
+        ({"text": lambda text: text[0]}, r"text has shape \(1, 4\); it must be \[11, n, d\]"),
+        ({"text": with_nan}, "text holds NaN"),
+        ({"text_mask": lambda mask: mask.float()}, "text_mask is torch.float32"),
+        ({"text_mask": lambda mask: mask[:-1]}, r"text_mask is torch.bool of shape \(10, 1\)"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_named(changes, message):
+    diffusion = LayeredDiffusion(CONFIG, LADDER)
+    x0, eps, t = example(diffusion, torch.float32)
+    batch = {"x0": x0, "eps": eps, "t": t, "text": TEXT[0], "text_mask": TEXT[1]}
+    for name, change in changes.items():
+        batch[name] = change(batch[name])
+    with pytest.raises(ValueError, match=message):
+        inspect.unwrap(LayeredDiffusion.loss)(diffusion, Answers(eps), **batch)
+
+
+@pytest.mark.compile
+def test_the_loss_compiles_into_one_graph():
+    diffusion = LayeredDiffusion(replace(CONFIG, detail_resolution=64), LADDER)
+    x0, eps, t = example(diffusion, torch.float32)
+
+    class Scales(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(3))
+
+        def forward(self, x, logsnr, text, text_mask):
+            return [scale * picture for scale, picture in zip(self.scale, x, strict=True)]
+
+    network = Scales()
+    compiled = torch.compile(diffusion.loss, fullgraph=True, backend="aot_eager")
+    ours = compiled(network, x0, eps, t, *TEXT)
+    plain = diffusion.loss(network, x0, eps, t, *TEXT)
+    torch.testing.assert_close(ours.total, plain.total)
+    torch.testing.assert_close(ours.per_picture, plain.per_picture)
+    ours.total.backward()
+    assert network.scale.grad.isfinite().all()

@@ -1,14 +1,23 @@
 import pytest
 import torch
 
-from layered_model.loss import MIN_SNR_GAMMA, SIGMOID_BIAS, output_weight, stratified_times
+from layered_model.loss import MIN_SNR_GAMMA, sigmoid_bias, stratified_times, v_weight
+from layered_model.loss import output_weight as general_output_weight
 from layered_model.parametrization import target, to_eps, to_x0
-from layered_model.schedules import alpha_sigma
+from layered_model.schedules import alpha_sigma, cosine_logsnr, layer_shift, relative_slope
 
 WEIGHTINGS = ("flat", "min_snr", "sigmoid")
 LOGSNR = torch.linspace(-20, 20, 81, dtype=torch.float64)
 SNR = LOGSNR.exp()
+SLOPE = (LOGSNR / 2).cosh()
+RESOLUTION = 64
 each_weighting = pytest.mark.parametrize("weighting", WEIGHTINGS)
+
+
+def output_weight(weighting, kind, logsnr):
+    """With the slope of the plain cosine."""
+    slope = (logsnr / 2).cosh()
+    return general_output_weight(weighting, kind, logsnr, slope, RESOLUTION)
 
 
 @each_weighting
@@ -47,9 +56,36 @@ def test_min_snr_is_the_clipped_snr_on_x0():
     close(output_weight("min_snr", "v", LOGSNR), clipped / (SNR + 1))
 
 
-def test_sigmoid_is_a_sigmoid_on_eps():
-    close(output_weight("sigmoid", "eps", LOGSNR), torch.sigmoid(SIGMOID_BIAS - LOGSNR))
-    close(output_weight("sigmoid", "x0", LOGSNR), SNR * torch.sigmoid(SIGMOID_BIAS - LOGSNR))
+def test_sigmoid_is_a_sigmoid_on_eps_over_even_logsnr():
+    falling = torch.sigmoid(sigmoid_bias(RESOLUTION) - LOGSNR)
+    close(output_weight("sigmoid", "eps", LOGSNR), SLOPE * falling)
+    close(output_weight("sigmoid", "x0", LOGSNR), SLOPE * SNR * falling)
+
+
+@pytest.mark.parametrize("bend", [0.0, 2.0])
+def test_what_sigmoid_counts_does_not_depend_on_the_schedule(bend):
+    # The mean over even times of a weight times any error is the integral over logsnr of sigmoid times that error.
+    def error(logsnr):
+        return torch.sigmoid(-logsnr).sqrt()
+
+    t = (torch.arange(400_000, dtype=torch.float64) + 0.5) / 400_000
+    logsnr = cosine_logsnr(t, -30, 30, bend)
+    weight = v_weight("sigmoid", logsnr, relative_slope(t, -30, 30, bend), RESOLUTION)
+    mean = (weight * error(logsnr)).mean()
+    even = torch.linspace(-30, 30, 60_001, dtype=torch.float64)
+    falling = torch.sigmoid(sigmoid_bias(RESOLUTION) - even) * torch.sigmoid(even)
+    integral = torch.trapezoid(falling * error(even), even) / (2 * torch.pi)
+    torch.testing.assert_close(mean, integral, rtol=1e-4, atol=0)
+
+
+def test_layers_of_one_diffusion_weigh_a_time_alike():
+    assert sigmoid_bias(512) == -3
+    for resolution in (8, 64, 512):
+        logsnr = LOGSNR + layer_shift(resolution, 64)
+        close(
+            torch.sigmoid(sigmoid_bias(resolution) - logsnr),
+            torch.sigmoid(sigmoid_bias(64) - LOGSNR),
+        )
 
 
 @each_weighting
@@ -87,3 +123,8 @@ def test_times_lie_in_the_unit_interval():
     drawn = torch.stack([times(0, 16, 16, seed) for seed in range(50)])
     assert drawn.min() >= 0
     assert drawn.max() <= 1
+
+
+def test_pictures_beyond_the_batch_are_named():
+    with pytest.raises(ValueError, match="first=30, count=8 must lie within a batch of total=32"):
+        times(30, 8, 32)

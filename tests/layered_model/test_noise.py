@@ -60,3 +60,34 @@ def test_every_layer_is_white_with_variance_one(noise):
         response = eps.flatten(1).T
         identity = torch.eye(len(response), dtype=torch.float64)
         torch.testing.assert_close(response @ response.T, identity, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("ladder", [(3, 6, 12, 24, 48), (5, 35), (8,), (12, 18, 30)])
+@pytest.mark.parametrize("noise", ["sinc", "periodic"])
+def test_any_ladder_has_noise(ladder, noise):
+    pyramid = noise_pyramid(lambda r: white_noise(generators(0), 1, r), ladder, noise)
+    assert [eps.shape[-1] for eps in pyramid] == list(ladder)
+
+
+@pytest.mark.parametrize(
+    ("ladder", "message"),
+    [((), "must rise"), ((16, 8), r"resolutions=\(16, 8\) must rise"), ((8, 8), "must rise")],
+)
+def test_a_ladder_must_rise(ladder, message):
+    with pytest.raises(ValueError, match=message):
+        noise_pyramid(lambda r: white_noise(generators(0), 1, r), ladder, "sinc")
+
+
+@pytest.mark.parametrize("noise", ["sinc", "independent"])
+def test_noise_of_another_shape_is_named(noise):
+    with pytest.raises(
+        ValueError, match=r"draw\(\d+\) returned torch.float32 of shape \(1, 3, 7, 7\)"
+    ):
+        noise_pyramid(lambda _r: torch.zeros(1, 3, 7, 7), LADDER, noise)
+
+
+def test_noise_for_nobody_is_refused():
+    with pytest.raises(ValueError, match="0 generators"):
+        white_noise([], 3, 8)
+    with pytest.raises(ValueError, match="resolution=0"):
+        white_noise(generators(0), 3, 0)

@@ -177,7 +177,69 @@ def test_gradients_pass_through_a_matrix_first_made_in_inference_mode():
     torch.testing.assert_close(x.grad, torch.full_like(x, 1 / 4), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("high", "low"), [(64, 48), (16, 32), (16, 0)])
-def test_resolutions_that_do_not_divide_are_named(high, low):
-    with pytest.raises(ValueError, match=f"resolution {high} is not a multiple of {low}"):
+@pytest.mark.parametrize(("high", "low"), [(64, 48), (48, 20), (17, 5), (9, 8)])
+@pytest.mark.parametrize("kernel", ["sinc", "periodic"])
+def test_a_ratio_need_not_be_whole(kernel, high, low):
+    a = matrix(kernel, high, low)
+    torch.testing.assert_close(a @ a.T, torch.eye(low, dtype=torch.float64), rtol=0, atol=1e-12)
+    constant = torch.full((1, 1, high, high), 0.7, dtype=torch.float64)
+    torch.testing.assert_close(
+        downscale(constant, low, kernel), constant[..., :low, :low], rtol=0, atol=1e-13
+    )
+    x = picture(low)
+    torch.testing.assert_close(
+        downscale(upscale(x, high, kernel), low, kernel), x, rtol=0, atol=1e-12
+    )
+
+
+def test_ratios_that_are_not_whole_compose_too():
+    x = picture(60)
+    for kernel in ("sinc", "periodic"):
+        torch.testing.assert_close(
+            project(project(x, 25, kernel), 12, kernel), project(x, 12, kernel), rtol=0, atol=1e-12
+        )
+
+
+def test_a_matrix_is_made_once_for_a_dtype_and_device():
+    arguments = ("sinc", 40, 8, torch.float32, torch.device("cpu"))
+    assert resampling_matrix(*arguments) is resampling_matrix(*arguments)
+    meta = resampling_matrix(*arguments[:-1], torch.device("meta"))
+    assert meta.device.type == "meta"
+
+
+@pytest.mark.compile
+@each_kernel
+def test_resampling_compiles_into_one_graph(kernel):
+    def around(x):
+        with torch.autocast("cpu", torch.bfloat16):
+            low = project(x, 8, kernel)
+            return low, upscale(downscale(x, 16, kernel), 32, kernel)
+
+    compiled = torch.compile(around, fullgraph=True, backend="aot_eager")
+    resampling_matrix.cache_clear()
+    for resolution in (32, 64, 128):  # a recompile, which may try a resolution that is no constant
+        x = picture(resolution, dtype=torch.float32).requires_grad_()
+        ours, plain = compiled(x), around(x)
+        for one, other in zip(ours, plain, strict=True):
+            assert one.dtype == torch.float32
+            torch.testing.assert_close(one, other)
+        ours[1].sum().backward()
+        assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("high", "low"), [(16, 32), (16, 0)])
+def test_resolutions_out_of_range_are_named(high, low):
+    with pytest.raises(ValueError, match=f"resolution {low} must be from 1 to {high}"):
         downscale(picture(high), low)
+
+
+def test_box_needs_a_whole_ratio():
+    with pytest.raises(ValueError, match="resolution 64 is not a multiple of 48, which box needs"):
+        downscale(picture(64), 48, "box")
+
+
+def test_an_unknown_kernel_is_named():
+    import inspect
+
+    with pytest.raises(ValueError, match="kernel 'lanczos' is unknown"):
+        inspect.unwrap(resampling_matrix)("lanczos", 8, 4, torch.float32, torch.device("cpu"))

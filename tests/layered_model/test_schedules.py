@@ -1,9 +1,10 @@
+import inspect
 import math
 
 import pytest
 import torch
 
-from layered_model.schedules import alpha_sigma, cosine_logsnr, layer_shift, time_of
+from layered_model.schedules import alpha_sigma, cosine_logsnr, layer_shift, relative_slope, time_of
 
 DENSE = torch.linspace(0, 1, 20001, dtype=torch.float64)
 
@@ -77,3 +78,68 @@ def test_the_shift_is_what_averaging_pixels_does_to_the_noise():
     snr_high = math.exp(layer_shift(256, 64))
     snr_low = math.exp(layer_shift(256 // ratio, 64))
     assert snr_low == pytest.approx(ratio**2 * snr_high)
+
+
+BEND = 2 * math.log(256 / 32)
+
+
+def test_the_interpolated_schedule_is_simple_diffusions():
+    # Their equation 6 for pictures of 512 pixels: t logsnr_shift32 + (1 - t) logsnr_shift256.
+    t = DENSE[100:-100]
+    plain = cosine_logsnr(t, -30, 30)
+    theirs = t * (plain + layer_shift(512, 32)) + (1 - t) * (plain + layer_shift(512, 256))
+    ours = cosine_logsnr(t, -30, 30, BEND) + layer_shift(512, 32)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("bend", [0.0, 0.5, BEND])
+def test_a_bent_reference_falls_between_its_clips(bend):
+    for dtype in (torch.float32, torch.float64):
+        logsnr = cosine_logsnr(DENSE.to(dtype), -15, 15, bend)
+        assert logsnr.isfinite().all()
+        assert (logsnr.diff() <= 0).all()
+        assert logsnr[0] == pytest.approx(15, abs=1e-3)
+        assert logsnr[-1] == pytest.approx(-15, abs=1e-3)
+
+
+@pytest.mark.parametrize("bend", [0.5, BEND])
+def test_time_of_is_the_inverse_of_a_bent_reference(bend):
+    t = DENSE[100:-100]
+    torch.testing.assert_close(
+        time_of(cosine_logsnr(t, -30, 30, bend), bend), t, rtol=1e-12, atol=0
+    )
+
+
+@pytest.mark.parametrize("bend", [0.0, 0.5, BEND])
+def test_relative_slope_is_the_derivative(bend):
+    t = DENSE[100:-100].clone().requires_grad_()
+    (slope,) = torch.autograd.grad(cosine_logsnr(t, -30, 30, bend).sum(), t)
+    torch.testing.assert_close(
+        relative_slope(t.detach(), -30, 30, bend), -slope / (2 * math.pi), rtol=1e-9, atol=0
+    )
+
+
+def test_the_slope_is_finite_at_both_ends():
+    ends = relative_slope(torch.tensor([0.0, 1.0]), -15, 15)
+    torch.testing.assert_close(ends, torch.full((2,), math.cosh(7.5)), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("t", "message"),
+    [
+        (torch.tensor([0.5, float("nan")]), "t holds nan, but times lie in"),
+        (torch.tensor([0.5, 1.5]), "t holds 1.5, but times lie in"),
+        (torch.tensor([-0.25]), "t holds -0.25, but times lie in"),
+        (torch.tensor([1]), "t has dtype torch.int64"),
+    ],
+)
+def test_what_is_no_time_is_named(t, message):
+    with pytest.raises(ValueError, match=message):
+        inspect.unwrap(cosine_logsnr)(t, -15.0, 15.0)
+
+
+def test_impossible_shifts_are_named():
+    with pytest.raises(ValueError, match="resolution=0 must be positive"):
+        layer_shift(0, 64)
+    with pytest.raises(ValueError, match=r"bend=-1\.0 must be finite and not negative"):
+        cosine_logsnr(torch.tensor([0.5]), -15, 15, -1.0)
