@@ -11,11 +11,12 @@ users, and by the evaluation and sampling stages.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -23,14 +24,19 @@ from torch import Tensor
 
 from layered_model import checkpoint
 from layered_model.checkpoint import ModelConfig
+from layered_model.denoiser import Denoiser, Guidance, Prompt
 from layered_model.diffusion import LayeredDiffusion
-from layered_model.images import to_uint8
-from layered_model.sampler import Denoiser, Guidance, Prompt, SamplerKind, sample
+from layered_model.images import Pictures, from_pillow, to_float, to_uint8
+from layered_model.resample import downscale, upscale
+from layered_model.sampler import Plan, Step, sample
+from layered_model.shape import UNetConfig
+from layered_model.steppers import Picture, SamplerKind
 from layered_model.text import TextEncoder, pad
-from layered_model.unet import LayeredUNet, UNetConfig
+from layered_model.unet import Network, make_network
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from tqdm import tqdm
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +62,7 @@ class LayeredPipeline:
     def __init__(
         self,
         config: ModelConfig,
-        network: LayeredUNet,
+        network: Network,
         weights_sha256: str = "",
         device: torch.device | str = "cpu",
     ) -> None:
@@ -65,7 +71,7 @@ class LayeredPipeline:
         self.network = network.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.network.requires_grad_(False)
         self.weights_sha256 = weights_sha256
-        self.diffusion = LayeredDiffusion(config.diffusion, config.network.resolutions)
+        self.diffusion = LayeredDiffusion(config.diffusion, config.network.layers)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, device: torch.device | str = "cpu") -> Self:
@@ -95,7 +101,7 @@ class LayeredPipeline:
     @property
     def resolutions(self) -> tuple[int, ...]:
         """Pixels of a side of each layer, low to high."""
-        return self.config.network.resolutions
+        return self.config.network.layers
 
     @property
     def config_hash(self) -> str:
@@ -131,44 +137,114 @@ class LayeredPipeline:
         ]
         return Prompt(*pad(encoded, self.config.text.max_tokens))
 
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Self:
+        """Moves the network, and says in which precision it computes; states, noise and resampling stay float32.
+
+        Raises:
+            ValueError: if the dtype is not float32, bfloat16 or float16.
+        """
+        if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
+            raise ValueError(
+                f"dtype={dtype} must be torch.float32, torch.bfloat16 or torch.float16"
+            )
+        if device is not None:
+            self.device = torch.device(device)
+            self.network.to(self.device)
+            self.__dict__.pop("text_encoder", None)
+        if dtype is not None:
+            for parameter in self.network.parameters():  # buffers keep their precision
+                parameter.data = parameter.data.to(dtype)
+        return self
+
+    def compile(self, **options: Any) -> Self:
+        """Compiles the network when it first runs, as ``torch.compile(fullgraph=True, ...)``; each shape once."""
+        self.network.compile(fullgraph=True, **options)
+        return self
+
     def __call__(
         self,
         prompt: str | Sequence[str],
         *,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         num_steps: int | None = None,
-        guidance: float | None = None,
-        negative_prompt: str = "",
+        guidance: float | Sequence[float] | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        negative_prompt: str | Sequence[str] = "",
+        layer_prompts: Mapping[int, str | Sequence[str]] | None = None,
         sampler: SamplerKind | None = None,
+        eta: float | None = None,
+        threshold: float | None = None,
+        fuse_weight: float = 1.0,
         resolution: int | None = None,
+        hand_over: float | None = None,
+        image: Pictures | None = None,
+        finish: Pictures | None = None,
+        strength: float = 0.8,
+        on_step: Callable[[Step], None] | None = None,
+        progress: bool = False,
     ) -> LayeredOutput:
         """Draws one picture a prompt, at every resolution.
 
         Args:
             prompt: What to draw; several for several pictures.
-            seed: Picture i is drawn from ``seed + i``.
-            num_steps: Network evaluations; the model's default for None.
-            guidance: How far to follow the prompt; 1 is the plain conditional model.
-            negative_prompt: What to move away from under guidance.
-            sampler: 'dpmpp_2m' or 'ddim'.
+            seed: Picture i is drawn from ``seed + i``, or from ``seed[i]``.
+            num_steps: Steps from noise to picture; the model's default for None, as for guidance and sampler.
+            guidance: How far to follow the prompt, for all layers or for each, low to high; 1 is the plain conditional model.
+            guidance_interval: The reference's logsnr, from and to, between which guidance acts; always for None.
+            negative_prompt: What to move away from under guidance; one for all, or one a prompt.
+            layer_prompts: For some of the resolutions above the lowest, a prompt of their own; one for all, or one a prompt.
+            sampler: See `layered_model.steppers`.
+            eta: Fresh noise per step for 'ddim', from 0 to 1.
+            threshold: Quantile of dynamic thresholding, e.g. 0.995, against the glare of strong guidance; None clamps.
+            fuse_weight: 1 lets each layer decide its own band; 0 believes the top alone.
             resolution: Stop at this resolution, and save the time of those above.
+            hand_over: Logsnr of the reference below which the lowest layer runs alone, e.g. -4, which saves time.
+            image: Where to start from, of a resolution of the model and at least as large as what is drawn; one, or one a prompt.
+            finish: A picture of a lower resolution to finish: what is drawn is that picture when downscaled.
+            strength: Share of the steps to take from `image` or `finish`: how much of an image may change, in (0, 1].
+            on_step: Called after each evaluation of the network with the estimates so far.
+            progress: Shows a bar.
+
+        Raises:
+            ValueError: if an argument is out of range or does not fit the others; names it.
         """
         from PIL import Image
 
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        text = self.encode(prompts)
-        seeds = [seed + i for i in range(len(prompts))]
-        negative = self.encode([negative_prompt] * len(prompts)) if negative_prompt else None
-        pictures = self.sample(
-            *text,
+        prompts = _texts("prompt", prompt)
+        if not prompts:
+            raise ValueError("prompt=[] must hold at least one prompt")
+        seeds = [seed + i for i in range(len(prompts))] if isinstance(seed, int) else list(seed)
+        if len(seeds) != len(prompts):
+            raise ValueError(
+                f"seed={seeds} must be one number, or one for each of {len(prompts)} prompts"
+            )
+        negative = self._encode_for(prompts, "negative_prompt", negative_prompt)
+        drawn = self.sample(
+            *self.encode(prompts),
             seeds,
             num_steps=num_steps,
             guidance=guidance,
+            guidance_interval=guidance_interval,
+            negative=negative if negative.mask.any() else None,
+            layer_prompts={
+                layer: self._encode_for(prompts, f"layer_prompts[{layer}]", text)
+                for layer, text in (layer_prompts or {}).items()
+            },
             sampler=sampler,
+            eta=eta,
+            threshold=threshold,
+            fuse_weight=fuse_weight,
             resolution=resolution,
-            negative=negative,
+            hand_over=hand_over,
+            image=from_pillow("image", image),
+            finish=from_pillow("finish", finish),
+            strength=strength,
+            on_step=on_step,
+            progress=progress,
         )
-        images = {r: [Image.fromarray(p) for p in batch.numpy()] for r, batch in pictures.items()}
+        images = {r: [Image.fromarray(p) for p in batch.numpy()] for r, batch in drawn.items()}
         return LayeredOutput(images=images, seeds=seeds)
 
     def sample(
@@ -178,41 +254,144 @@ class LayeredPipeline:
         seeds: Sequence[int],
         *,
         num_steps: int | None = None,
-        guidance: float | None = None,
-        sampler: SamplerKind | None = None,
-        resolution: int | None = None,
+        guidance: float | Sequence[float] | None = None,
+        guidance_interval: tuple[float, float] | None = None,
         negative: Prompt | None = None,
-        on_step: Callable[[int, list[Tensor]], None] | None = None,
+        layer_prompts: Mapping[int, Prompt] | None = None,
+        sampler: SamplerKind | None = None,
+        eta: float | None = None,
+        threshold: float | None = None,
+        fuse_weight: float = 1.0,
+        resolution: int | None = None,
+        hand_over: float | None = None,
+        image: UInt8[Tensor, "_n h w 3"] | None = None,
+        finish: UInt8[Tensor, "_n h w 3"] | None = None,
+        strength: float = 0.8,
+        on_step: Callable[[Step], None] | None = None,
+        progress: bool = False,
     ) -> dict[int, UInt8[Tensor, "b _h _w 3"]]:
-        """Draws one picture a row of text, from embeddings.
+        """Draws one picture a row of text, from embeddings; everything else is as in a call.
 
         Returns:
             uint8 NHWC on the CPU for each resolution, low to high.
         """
+        if len(seeds) != len(text):
+            raise ValueError(f"seeds={list(seeds)} must hold one for each of {len(text)} prompts")
+        if text.shape[2] != self.config.network.text_width:
+            raise ValueError(
+                f"text has width {text.shape[2]}, but the model reads {self.config.network.text_width}"
+            )
         defaults = self.config.sampling
-        prompt = Prompt(text.to(self.device), text_mask.to(self.device))
+        if guidance is None:
+            guidance = defaults.guidance
+        plan = Plan(
+            num_steps=defaults.num_steps if num_steps is None else num_steps,
+            sampler=sampler or defaults.sampler,
+            eta=eta,
+            resolution=resolution,
+            strength=strength,
+            hand_over=hand_over,
+        )
+        start, low = self._start(len(seeds), resolution, image, finish)
+        prompt = self._place(Prompt(text, text_mask))
         if negative is None:
             negative = Prompt(torch.zeros_like(prompt.text), torch.zeros_like(prompt.mask))
         denoiser = Denoiser(
             network=self.network,
             diffusion=self.diffusion,
             prompt=prompt,
-            negative=Prompt(negative.text.to(self.device), negative.mask.to(self.device)),
-            guidance=Guidance(scale=defaults.guidance if guidance is None else guidance),
+            negative=self._place(negative),
+            guidance=Guidance(
+                scale=guidance if isinstance(guidance, int | float) else tuple(guidance),
+                **({"logsnr_interval": guidance_interval} if guidance_interval else {}),
+            ),
+            layer_prompts=self._by_layer(layer_prompts),
+            threshold=threshold,
+            fuse_weight=fuse_weight,
+            low=low,
         )
-        x0 = sample(
-            denoiser,
-            [torch.Generator().manual_seed(seed) for seed in seeds],
-            num_steps=defaults.num_steps if num_steps is None else num_steps,
-            sampler=sampler or defaults.sampler,
-            resolution=resolution,
-            on_step=on_step,
-        )
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        with _bar() if progress else nullcontext() as bar:
+
+            def report(step: Step) -> None:
+                if bar is not None:
+                    bar.total = step.num_evaluations
+                    bar.update()
+                if on_step is not None:
+                    on_step(step)
+
+            x0 = sample(denoiser, generators, plan, start, report)
         return {layer.shape[-1]: to_uint8(layer).cpu() for layer in x0}
 
+    def _place(self, prompt: Prompt) -> Prompt:
+        return Prompt(prompt.text.to(self.device), prompt.mask.to(self.device))
 
-def _fresh(config: UNetConfig, seed: int) -> LayeredUNet:
+    def _encode_for(self, prompts: list[str], name: str, value: str | Sequence[str]) -> Prompt:
+        """Further texts for the same prompts: one for all of them, or one each."""
+        texts = _texts(name, value)
+        if isinstance(value, str):
+            texts *= len(prompts)
+        if len(texts) != len(prompts):
+            raise ValueError(
+                f"{name} holds {len(texts)} texts; it must be one, or one for each of {len(prompts)} prompts"
+            )
+        return self.encode(texts)
+
+    def _by_layer(self, prompts: Mapping[int, Prompt] | None) -> tuple[Prompt | None, ...] | None:
+        """A prompt or None for each layer; None if no layer has its own."""
+        for resolution in prompts or ():
+            if resolution not in self.resolutions[1:]:
+                raise ValueError(
+                    f"layer_prompts[{resolution}] must be for one of {self.resolutions[1:]}; "
+                    "the lowest layer's is the prompt itself"
+                )
+        if not prompts:
+            return None
+        return tuple(self._place(prompts[r]) if r in prompts else None for r in self.resolutions)
+
+    def _start(
+        self, count: int, resolution: int | None, image: Tensor | None, finish: Tensor | None
+    ) -> tuple[Picture | None, Picture | None]:
+        """The clean pictures to start from, and the low ones to impose."""
+        if image is not None and finish is not None:
+            raise ValueError("image and finish cannot both be given: each says where to start")
+        top = self.diffusion.layers_up_to(resolution)[-1]
+        side, kernel = self.resolutions[top], self.diffusion.kernel
+        if image is not None:
+            x0 = self._picture("image", image, count, self.resolutions[top:])
+            return downscale(x0, side, kernel), None
+        if finish is not None:
+            low = self._picture("finish", finish, count, self.resolutions[:top])
+            return upscale(low, side, kernel), low
+        return None, None
+
+    def _picture(self, name: str, value: Tensor, count: int, sides: tuple[int, ...]) -> Picture:
+        num, height, width, _ = value.shape
+        if height != width or height not in sides:
+            raise ValueError(
+                f"{name} is {width} x {height} pixels; it must be square, with a side of one of {sides}"
+            )
+        if num not in (1, count):
+            raise ValueError(f"{name} holds {num} pictures; it must hold one, or {count}")
+        return to_float(value.to(self.device)).expand(count, -1, -1, -1)
+
+
+def _texts(name: str, value: str | Sequence[str]) -> list[str]:
+    texts = [value] if isinstance(value, str) else list(value)
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"{name} holds {text!r}, which is not a text")
+    return texts
+
+
+def _bar() -> "tqdm[None]":
+    from tqdm import tqdm
+
+    return tqdm(desc="draw", unit="step")
+
+
+def _fresh(config: UNetConfig, seed: int) -> Network:
     """A network as training starts from it, without touching the global random state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LayeredUNet(config)
+        return make_network(config)

@@ -1,180 +1,58 @@
-"""From noise to pictures: DPM-Solver++(2M) and DDIM over the layered model.
+"""From noise to pictures: one loop for every solver of `steppers`.
 
 With shared noise and no extra shifts the pyramid is one diffusion, so the only state is the noisy picture at the top: each
-step derives the lower inputs from it, fuses the layers' estimates into one clean picture (`LayeredDiffusion.fuse`), and moves on.
-Otherwise every layer keeps a state of its own. With ``lambda = logsnr / 2``, a step from t to a cleaner s:
+step derives the lower inputs from it, fuses the layers' estimates into one clean picture (see `denoiser`), and moves on.
+Otherwise every layer keeps a state of its own. Step noise of lower layers is the downscaled step noise of the top, so the
+layers never part. The last step goes to zero noise, where every solver gives x^; `sampling_times` says where the others go.
 
-    DDIM (Song et al. 2021, https://arxiv.org/abs/2010.02502, eq. 12 and 16)
-        eps^ = (x_t - alpha_t x^) / sigma_t
-        sigma_up = eta (sigma_s / sigma_t) sqrt(1 - (alpha_t / alpha_s)^2)
-        x_s  = alpha_s x^ + sqrt(sigma_s^2 - sigma_up^2) eps^ + sigma_up n
-    DPM-Solver++(2M) (Lu et al. 2022, https://arxiv.org/abs/2211.01095, algorithm 2), h = lambda_s - lambda_t, r = h_before / h
-        d    = x^ + (x^ - x^_before) / (2 r)
-        x_s  = (sigma_s / sigma_t) x_t - alpha_s (exp(-h) - 1) d
+    start from a picture      x_t = alpha_t x0 + sigma_t eps, at the first of the last `strength` of the steps
+    resolution hand-over      below a logsnr the lowest layer runs alone, with the state z_lo; then the rest of the noise joins:
+                              z_hi = (alpha_hi / alpha_lo) U z_lo + sigma_hi e_perp,    e_perp = eps - U D eps
 
-The last step goes to zero noise, where both give x^; `sampling_times` says where the others go. Step noise of lower layers is
-the downscaled step noise of the top, so the layers never part. Called by `pipeline`.
+While the top's high band is far below its noise, z_hi is what the whole network would have come to, up to the signal of that
+band; e_perp and z_lo are independent, because U D is an orthogonal projection. Called by `pipeline`.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple, Protocol
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
+from layered_model.denoiser import Denoiser
 from layered_model.diffusion import LayeredDiffusion
 from layered_model.noise import white_noise
-from layered_model.parametrization import to_x0
-from layered_model.schedules import time_of
-from layered_model.unet import LayeredUNet
-
-SamplerKind = Literal["dpmpp_2m", "ddim"]
-Picture = Float[Tensor, "b c h w"]
-
-
-class Level(NamedTuple):
-    """Signal and noise of a layer at a time."""
-
-    alpha: Float[Tensor, "#b 1 1 1"]
-    sigma: Float[Tensor, "#b 1 1 1"]
-
-
-class Stepper(Protocol):
-    """Moves one layer's state; one instance serves one layer of one batch."""
-
-    @property
-    def needs_noise(self) -> bool:
-        """Whether a step takes fresh noise."""
-
-    def step(
-        self, x_t: Picture, x0_hat: Picture, t: Level, s: Level, noise: Picture | None
-    ) -> Picture:
-        """``x_s`` from ``x_t`` and the estimate of the clean picture."""
-
-
-@dataclass
-class DDIM:
-    """Deterministic for ``eta = 0``; ancestral DDPM for ``eta = 1``."""
-
-    eta: float = 0.0
-
-    @property
-    def needs_noise(self) -> bool:
-        """Whether a step takes fresh noise."""
-        return self.eta > 0
-
-    def step(
-        self, x_t: Picture, x0_hat: Picture, t: Level, s: Level, noise: Picture | None
-    ) -> Picture:
-        """See the module's formula."""
-        eps_hat = (x_t - t.alpha * x0_hat) / t.sigma
-        remaining = (1 - (t.alpha / s.alpha).square()).clamp(min=0).sqrt()
-        sigma_up = self.eta * s.sigma / t.sigma * remaining
-        kept = (s.sigma.square() - sigma_up.square()).clamp(min=0).sqrt()
-        x_s = s.alpha * x0_hat + kept * eps_hat
-        return x_s if noise is None else x_s + sigma_up * noise
-
-
-@dataclass
-class DPMSolverPP2M:
-    """Second-order multistep solver; its first step is DDIM's."""
-
-    needs_noise: ClassVar[bool] = False
-    before: tuple[Picture, Tensor] | None = field(default=None, init=False)
-
-    def step(
-        self, x_t: Picture, x0_hat: Picture, t: Level, s: Level, noise: Picture | None
-    ) -> Picture:
-        """See the module's formula."""
-        h = (s.alpha / s.sigma).log() - (t.alpha / t.sigma).log()
-        direction = x0_hat
-        if self.before is not None:
-            x0_before, h_before = self.before
-            direction = x0_hat + (x0_hat - x0_before) * (h / (2 * h_before))
-        self.before = (x0_hat, h)
-        return s.sigma / t.sigma * x_t - s.alpha * torch.expm1(-h) * direction
-
-
-def make_stepper(kind: SamplerKind, eta: float = 0.0) -> Stepper:
-    """A fresh stepper.
-
-    Raises:
-        ValueError: if the kind is unknown.
-    """
-    if kind == "dpmpp_2m":
-        return DPMSolverPP2M()
-    if kind == "ddim":
-        return DDIM(eta)
-    raise ValueError(f"sampler {kind!r} is unknown; use 'dpmpp_2m' or 'ddim'")
+from layered_model.resample import downscale, upscale
+from layered_model.steppers import Level, Picture, SamplerKind, Stepper, make_stepper
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Guidance:
-    """Classifier-free guidance (Ho & Salimans 2022, https://arxiv.org/abs/2207.12598).
+class Plan:
+    """Which steps to take."""
 
-    ``uncond + scale (cond - uncond)``, only while the reference's logsnr lies in the interval (Kynkaanniemi et al. 2024,
-    https://arxiv.org/abs/2404.07724); outside it, and for scale 1, the network runs once instead of twice.
-    """
+    num_steps: int
+    "Steps from noise to a clean picture, each an evaluation of the network (two under guidance, and two for 'heun')."
+    sampler: SamplerKind = "dpmpp_2m"
+    "Which solver."
+    eta: float | None = None
+    "Fresh noise per step for 'ddim', from 0 to 1."
+    resolution: int | None = None
+    "Highest layer to run (early exit); all by default. A smaller one starts from the same noise, downscaled."
+    strength: float = 1.0
+    "Share of the steps, the last ones, that are taken from a given picture, in (0, 1]."
+    hand_over: float | None = None
+    "Logsnr of the reference below which the lowest layer runs alone; shared noise only."
 
-    scale: float = 1.0
-    logsnr_interval: tuple[float, float] = (-float("inf"), float("inf"))
-
-    def active(self, logsnr: float) -> bool:
-        """Whether the unconditional pass is needed at this noise level."""
-        low, high = self.logsnr_interval
-        return self.scale != 1.0 and low <= logsnr <= high
-
-
-class Prompt(NamedTuple):
-    """Token embeddings of a batch and which of them are real; no real token is the unconditional prompt."""
-
-    text: Float[Tensor, "b n d"]
-    mask: Bool[Tensor, "b n"]
-
-
-@dataclass(frozen=True, slots=True)
-class Denoiser:
-    """The network with its prompt and guidance: noisy states in, clean estimates of the same layers out."""
-
-    network: LayeredUNet
-    diffusion: LayeredDiffusion
-    prompt: Prompt
-    negative: Prompt
-    guidance: Guidance
-
-    def _outputs(self, inputs: list[Picture], t: Float[Tensor, " b"]) -> list[Picture]:
-        logsnr = self.diffusion.logsnr_ref(t)
-        if not self.guidance.active(float(logsnr[0])):
-            outputs: list[Picture] = self.network(inputs, logsnr, *self.prompt)
-            return [output.float() for output in outputs]
-        both = self.network(
-            [torch.cat([x, x]) for x in inputs],
-            torch.cat([logsnr, logsnr]),
-            torch.cat([self.prompt.text, self.negative.text]),
-            torch.cat([self.prompt.mask, self.negative.mask]),
-        )
-        pairs = [output.float().chunk(2) for output in both]
-        return [uncond + self.guidance.scale * (cond - uncond) for cond, uncond in pairs]
-
-    def __call__(self, states: list[Picture], t: Float[Tensor, " b"]) -> list[Picture]:
-        """Estimates of the clean picture, one per state.
-
-        A single state is the top's; its estimate is fused from all layers and clamped to [-1, 1]. The lower layers' are not
-        clamped: a sinc-downscaled picture overshoots.
-        """
-        diffusion = self.diffusion
-        fused = diffusion.one_state
-        inputs = diffusion.inputs_from_top(states[0], t) if fused else states
-        kind = diffusion.config.prediction
-        x0 = [
-            to_x0(kind, output, x_t, *diffusion.alpha_sigma(t, layer))
-            for layer, (output, x_t) in enumerate(
-                zip(self._outputs(inputs, t), inputs, strict=True)
-            )
-        ]
-        return [diffusion.fuse(x0).clamp(-1, 1)] if fused else x0
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps={self.num_steps} must be at least 1")
+        if not 0 < self.strength <= 1:
+            raise ValueError(f"strength={self.strength} must be above 0, up to 1")
+        if self.hand_over is not None and math.isnan(self.hand_over):
+            raise ValueError(f"hand_over={self.hand_over} must be a logsnr, e.g. -4.0")
+        make_stepper(self.sampler, self.eta)
 
 
 def sampling_times(diffusion: LayeredDiffusion, num_steps: int) -> Float[Tensor, " steps"]:
@@ -193,73 +71,211 @@ def sampling_times(diffusion: LayeredDiffusion, num_steps: int) -> Float[Tensor,
     ends = torch.tensor([config.logsnr_min, config.logsnr_max], dtype=torch.float64)
     first, last = torch.atan(torch.exp((middle - ends) / 4)).tolist()
     angle = torch.linspace(first, last, num_steps + 1, dtype=torch.float64)
-    times = time_of(middle - 4 * angle.tan().log())
+    times = diffusion.time_of(middle - 4 * angle.tan().log())
     times[-1] = 0
     return times.float()
 
 
+class Trajectory:
+    """Pictures on their way: what the network must answer next (`states` at `t`), and the step from there (`advance`).
+
+    One solver's evaluations are a list of times; one that takes two a step names each time in between twice. Trajectories at
+    different steps may share a batch of the network: join their `states` and `t`, and share out the answer.
+
+    Args:
+        diffusion: The model's process.
+        plan: Which steps.
+        generators: One per picture; alone decides its noise, whatever the batch.
+        channels: Of a picture.
+        device: Where the states live.
+        start: Clean pictures at the plan's resolution to start from; noise alone by default.
+
+    Raises:
+        ValueError: if the resolution is not one of the model's, the hand-over needs shared noise, or `start` has another shape.
+    """
+
+    def __init__(
+        self,
+        diffusion: LayeredDiffusion,
+        plan: Plan,
+        generators: Sequence[torch.Generator],
+        channels: int,
+        device: torch.device,
+        start: Picture | None = None,
+    ) -> None:
+        self.diffusion, self.plan = diffusion, plan
+        self._generators, self._channels, self._device = generators, channels, device
+        self._top = diffusion.layers_up_to(plan.resolution)[-1]
+        self._times = sampling_times(diffusion, plan.num_steps)
+        if start is not None:
+            self._check(start)
+            skipped = plan.num_steps - max(1, round(plan.strength * plan.num_steps))
+            self._times = self._times[skipped:]
+        self._evaluations = make_stepper(plan.sampler, plan.eta).evaluations
+        inner = self._times[1:-1].repeat_interleave(self._evaluations)
+        self._times_asked = torch.cat([self._times[:1], inner, self._times[-1:]]).to(device)
+        self._num_low_steps = self._hand_over_after()
+        self.index = 0
+
+        noise = self._draw()
+        self._high_noise: Picture | None = None
+        if self._num_low_steps:
+            low = downscale(noise[self._top], diffusion.resolutions[0], diffusion.kernel)
+            self._high_noise = noise[self._top] - upscale(
+                low, diffusion.resolutions[self._top], diffusion.kernel
+            )
+        self._layers = self._state_layers()
+        self.states = [noise[layer] for layer in self._layers]
+        if start is not None:
+            clean = diffusion.pyramid(start)
+            self.states = [
+                level.alpha * clean[layer] + level.sigma * noise[layer]
+                for layer in self._layers
+                for level in [self._level(self.t, layer)]
+            ]
+        self._steppers = self._fresh_steppers()
+
+    def __len__(self) -> int:
+        """Evaluations in all."""
+        return len(self._times_asked) - 1
+
+    @property
+    def t(self) -> Float[Tensor, " b"]:
+        """Time of the states, one per picture."""
+        return self._times_asked[self.index].expand(len(self._generators))
+
+    @property
+    def done(self) -> bool:
+        """Whether the last estimates were the pictures."""
+        return self.index == len(self)
+
+    def advance(self, x0: Sequence[Picture]) -> None:
+        """Moves the states on by the estimates of their clean pictures."""
+        t = self.t
+        self.index += 1
+        if self.done:
+            return
+        s = self.t
+        noise: list[Picture | None] = [None] * len(self.diffusion.resolutions)
+        if self._steppers[0].needs_noise:
+            noise = [*self._draw()]
+        self.states = [
+            stepper.step(x_t, x0_hat, self._level(t, layer), self._level(s, layer), noise[layer])
+            for stepper, x_t, x0_hat, layer in zip(
+                self._steppers, self.states, x0, self._layers, strict=True
+            )
+        ]
+        if self._state_layers() != self._layers:
+            self._lift(s)
+
+    def _check(self, start: Picture) -> None:
+        side = self.diffusion.resolutions[self._top]
+        shape = (len(self._generators), self._channels, side, side)
+        if start.shape != shape:
+            raise ValueError(f"start has shape {tuple(start.shape)}, but must have {shape}")
+
+    def _hand_over_after(self) -> int:
+        if self.plan.hand_over is None or self._top == 0:
+            return 0
+        if not self.diffusion.one_state:
+            raise ValueError(
+                f"hand_over={self.plan.hand_over} needs shared noise: with "
+                f"noise={self.diffusion.config.noise} every layer has a state of its own"
+            )
+        logsnr = self.diffusion.logsnr_ref(self._times[:-2])  # the last step is the whole network's
+        return int((logsnr < self.plan.hand_over).sum())
+
+    def _state_layers(self) -> range:
+        """The layers that have a state at the next evaluation."""
+        alone = self.index // self._evaluations < self._num_low_steps
+        top = 0 if alone else self._top
+        return range(top if self.diffusion.one_state else 0, top + 1)
+
+    def _fresh_steppers(self) -> list[Stepper]:
+        return [make_stepper(self.plan.sampler, self.plan.eta) for _ in self._layers]
+
+    def _level(self, t: Float[Tensor, " b"], layer: int) -> Level:
+        return Level(*self.diffusion.alpha_sigma(t, layer))
+
+    def _draw(self) -> list[Picture]:
+        """Fresh noise of every layer of the model, so that no picture depends on where it stops."""
+        return self.diffusion.noise(
+            lambda r: white_noise(self._generators, self._channels, r).to(self._device)
+        )
+
+    def _lift(self, t: Float[Tensor, " b"]) -> None:
+        """Hands the lowest layer's state over to the whole network."""
+        assert self._high_noise is not None
+        low, high = self._level(t, 0), self._level(t, self._top)
+        resolution = self.diffusion.resolutions[self._top]
+        band = upscale(self.states[0], resolution, self.diffusion.kernel)
+        self.states = [high.alpha / low.alpha * band + high.sigma * self._high_noise]
+        self._high_noise, self._layers = None, self._state_layers()
+        self._steppers = self._fresh_steppers()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What is known after an evaluation of the network."""
+
+    index: int
+    "From 0."
+    num_evaluations: int
+    "In all."
+    x0: list[Picture]
+    "Estimate of the clean picture for every state, low to high: the top's alone with shared noise."
+
+
 @torch.inference_mode()
-def sample(
+def sample_steps(
     denoiser: Denoiser,
     generators: Sequence[torch.Generator],
-    *,
-    num_steps: int,
-    sampler: SamplerKind = "dpmpp_2m",
-    eta: float = 0.0,
-    resolution: int | None = None,
-    on_step: Callable[[int, list[Picture]], None] | None = None,
-) -> list[Picture]:
-    """Draws one picture per generator.
+    plan: Plan,
+    start: Picture | None = None,
+) -> Iterator[Step]:
+    """Draws one picture per generator, step by step; who has seen enough stops asking.
 
     Args:
         denoiser: Network, prompt and guidance, with one row per generator.
         generators: One per picture; alone decides its noise, whatever the batch.
-        num_steps: Network evaluations (times two under guidance), at `sampling_times`.
-        sampler: Which stepper.
-        eta: Fresh noise per step, for DDIM.
-        resolution: Highest layer to run (early exit); all by default. A smaller one starts from the same noise, downscaled.
-        on_step: Called after each step with its index and the clean estimates so far.
+        plan: Which steps.
+        start: Clean pictures to start from, see `Trajectory`.
+
+    Raises:
+        ValueError: as `Trajectory`, or unless there are as many generators as rows.
+    """
+    text = denoiser.prompt.text
+    if len(generators) != len(text):
+        raise ValueError(f"{len(generators)} generators must be as many as prompts: {len(text)}")
+    channels = denoiser.network.config.picture_channels
+    trajectory = Trajectory(denoiser.diffusion, plan, generators, channels, text.device, start)
+    while not trajectory.done:
+        x0 = denoiser(trajectory.states, trajectory.t)
+        trajectory.advance(x0)
+        yield Step(trajectory.index - 1, len(trajectory), x0)
+
+
+def sample(
+    denoiser: Denoiser,
+    generators: Sequence[torch.Generator],
+    plan: Plan,
+    start: Picture | None = None,
+    on_step: Callable[[Step], None] | None = None,
+) -> list[Picture]:
+    """Drains `sample_steps`.
+
+    Args:
+        denoiser: See there, as for the others.
+        generators: One per picture.
+        plan: Which steps.
+        start: Clean pictures to start from.
+        on_step: Called after each evaluation.
 
     Returns:
         The picture at every resolution up to the highest, low to high, float in about [-1, 1].
-
-    Raises:
-        ValueError: if the resolution is not one of the model's or the number of steps is not positive.
     """
-    diffusion = denoiser.diffusion
-    layers = diffusion.layers_up_to(resolution)
-    if num_steps < 1:
-        raise ValueError(f"num_steps={num_steps} must be at least 1")
-    device = denoiser.prompt.text.device
-    channels = denoiser.network.config.picture_channels
-    states_of = slice(layers[-1], None) if diffusion.one_state else slice(None)
-
-    def draw() -> list[Picture]:
-        pyramid = diffusion.noise(lambda r: white_noise(generators, channels, r).to(device))
-        return [pyramid[layer] for layer in layers][states_of]
-
-    state_layers = layers[states_of]
-    states = draw()
-    steppers = [make_stepper(sampler, eta) for _ in states]
-    times = sampling_times(diffusion, num_steps).to(device)
-    x0 = states
-    for index in range(num_steps):
-        t, s = (time.expand(len(generators)) for time in times[index : index + 2])
-        x0 = denoiser(states, t)
+    for step in sample_steps(denoiser, generators, plan, start):
         if on_step is not None:
-            on_step(index, x0)
-        if index + 1 < num_steps:
-            noise = draw() if steppers[0].needs_noise else [None] * len(states)
-            states = [
-                stepper.step(
-                    x_t,
-                    x0_hat,
-                    Level(*diffusion.alpha_sigma(t, layer)),
-                    Level(*diffusion.alpha_sigma(s, layer)),
-                    n,
-                )
-                for stepper, x_t, x0_hat, layer, n in zip(
-                    steppers, states, x0, state_layers, noise, strict=True
-                )
-            ]
-    return diffusion.pyramid(x0[-1]) if diffusion.one_state else x0
+            on_step(step)
+    with torch.inference_mode():
+        return denoiser.diffusion.pyramid(step.x0[-1]) if denoiser.diffusion.one_state else step.x0

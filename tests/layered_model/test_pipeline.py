@@ -1,13 +1,18 @@
+import copy
+import inspect
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from layered_model import LayeredPipeline
 from layered_model.checkpoint import ModelConfig, SamplingDefaults
 from layered_model.diffusion import DiffusionConfig
 from layered_model.images import to_uint8
+from layered_model.steppers import SamplerKind
 from layered_model.text import describe
 
 
@@ -23,6 +28,10 @@ def pipe(tiny, awake, t5):
         sampling=SamplingDefaults(sampler="dpmpp_2m", num_steps=4, guidance=2.0),
     )
     return LayeredPipeline(config, awake(network))
+
+
+def level_of(image):
+    return np.asarray(image, np.int16)
 
 
 def close(one, other):
@@ -96,7 +105,7 @@ def test_an_empty_negative_prompt_is_the_null_prompt(pipe):
 def test_the_low_picture_is_the_high_one_downscaled(pipe):
     estimates = []
     text, mask = pipe.encode(["cat"])
-    drawn = pipe.sample(text, mask, [1], on_step=lambda _, x0: estimates.append(x0[-1]))
+    drawn = pipe.sample(text, mask, [1], on_step=lambda step: estimates.append(step.x0[-1]))
     assert len(estimates) == 4
     for picture, (resolution, levels) in zip(
         pipe.diffusion.pyramid(estimates[-1]), drawn.items(), strict=True
@@ -110,16 +119,152 @@ def test_an_early_exit_draws_the_lower_resolutions_alone(pipe):
     assert list(pipe("cat", resolution=8).images) == [8]
 
 
+def test_seeds_can_be_listed(pipe):
+    listed = pipe(["cat", "cat", "two dogs"], seed=[9, 4, 9])
+    assert listed.seeds == [9, 4, 9]
+    for i, (prompt, seed) in enumerate([("cat", 9), ("cat", 4), ("two dogs", 9)]):
+        assert close(listed.images[16][i], pipe(prompt, seed=seed).images[16][0])
+
+
+@pytest.mark.parametrize("sampler", get_args(SamplerKind))
+def test_every_sampler_draws(sampler, pipe):
+    seen = []
+    out = pipe("cat", sampler=sampler, num_steps=3, on_step=seen.append)
+    assert np.asarray(out.images[16][0]).std() > 1
+    assert len(seen) == seen[0].num_evaluations == (5 if sampler == "heun" else 3)
+
+
+def test_guidance_can_differ_between_layers_and_noise_levels(pipe):
+    one = pipe("cat", guidance=2.0, num_steps=4).images
+    same = pipe("cat", guidance=[2.0, 2.0], num_steps=4).images
+    assert close(one[16][0], same[16][0])
+    upper = pipe("cat", guidance=[2.0, 6.0], num_steps=4).images
+    assert not close(one[16][0], upper[16][0])
+    off = pipe("cat", guidance=6.0, guidance_interval=(90.0, 99.0)).images
+    assert close(off[16][0], pipe("cat", guidance=1.0).images[16][0])
+
+
+def test_each_prompt_can_have_its_own_negative_prompt(pipe):
+    both = pipe(["cat", "cat"], seed=[1, 1], negative_prompt=["two dogs", ""])
+    for i, negative in enumerate(["two dogs", ""]):
+        assert close(
+            both.images[16][i], pipe("cat", seed=1, negative_prompt=negative).images[16][0]
+        )
+    assert not close(*both.images[16])
+
+
+def test_a_layers_own_prompt_leaves_the_lower_pictures_alone(pipe):
+    text, mask = pipe.encode(["cat"])
+    estimates = []
+    options = {"on_step": lambda step: estimates.append(step.x0[-1]), "num_steps": 1}
+    pipe.sample(text, mask, [1], **options)
+    pipe.sample(text, mask, [1], layer_prompts={16: pipe.encode(["two dogs"])}, **options)
+    pipe.sample(text, mask, [1], layer_prompts={16: pipe.encode(["cat"])}, **options)
+    plain, other, same = estimates
+    assert (other - plain).abs().max() > 1e-3
+    torch.testing.assert_close(same, plain, rtol=0, atol=1e-5)
+
+
+def test_thresholding_and_the_weight_of_fused_heads_matter(pipe):
+    def draw(**options):
+        return pipe("cat", guidance=20.0, **options).images[16][0]
+
+    assert not close(draw(), draw(fuse_weight=0.0))
+    assert not close(draw(), draw(threshold=1.0))
+
+
+def test_a_preview_can_be_finished(pipe):
+    preview = pipe(["cat", "two dogs"], resolution=8).images[8]
+    finished = pipe(["cat", "two dogs"], finish=preview).images
+    for one, other in zip(preview, finished[8], strict=True):
+        assert close(one, other)
+    assert not close(finished[16][0], pipe("cat").images[16][0].transpose(0))
+
+
+def test_a_picture_can_be_the_start(pipe):
+    given = pipe("two dogs", seed=3).images[16][0]
+    kept = pipe("cat", image=given, num_steps=50, strength=0.02).images[16][0]
+    moved = pipe("cat", image=given, num_steps=50, strength=0.8).images[16][0]
+    difference = [np.abs(level_of(given) - level_of(drawn)).mean() for drawn in (kept, moved)]
+    assert difference[0] < 10 < difference[1]
+    tensor = torch.from_numpy(np.asarray(given).copy())[None]
+    assert close(kept, pipe("cat", image=tensor, num_steps=50, strength=0.02).images[16][0])
+    small = pipe("cat", image=given, num_steps=50, strength=0.02, resolution=8).images[8][0]
+    assert small.size == (8, 8)
+
+
+def test_the_noisy_steps_can_run_on_the_lowest_layer_alone(pipe):
+    sides = []
+    pipe(
+        "cat", num_steps=6, hand_over=0.0, on_step=lambda step: sides.append(step.x0[-1].shape[-1])
+    )
+    assert sides == sorted(sides)
+    assert set(sides) == {8, 16}
+
+
+def test_progress_is_shown_on_request(pipe, capsys):
+    pipe("cat", num_steps=3)
+    assert capsys.readouterr().err == ""
+    pipe("cat", num_steps=3, progress=True)
+    assert "3/3" in capsys.readouterr().err
+
+
+def test_a_model_computes_in_bfloat16_on_request(pipe):
+    network = copy.deepcopy(pipe.network)
+    short = LayeredPipeline(pipe.config, network).to("cpu", torch.bfloat16)
+    assert {parameter.dtype for parameter in short.network.parameters()} == {torch.bfloat16}
+    one, other = (level_of(each("cat", seed=1).images[16][0]) for each in (pipe, short))
+    assert 0 < np.abs(one - other).mean() < 10
+    assert close(short.to(dtype=torch.float32)("cat", seed=1).images[16][0], other)
+    with pytest.raises(ValueError, match=r"dtype=torch\.int8 must be torch\.float32"):
+        short.to(dtype=torch.int8)
+
+
+@pytest.mark.compile
+def test_a_compiled_pipeline_draws_the_same(pipe):
+    compiled = LayeredPipeline(pipe.config, copy.deepcopy(pipe.network)).compile()
+    assert close(compiled("cat", seed=1).images[16][0], pipe("cat", seed=1).images[16][0])
+
+
+PICTURE = Image.new("RGB", (16, 16))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"resolution": 32}, r"resolution=32 must be one of \(8, 16\)"),
         ({"num_steps": 0}, "num_steps=0 must be at least 1"),
+        ({"guidance": float("nan")}, "guidance=nan must be a finite number"),
+        ({"guidance": [1.0, 2.0, 3.0]}, "must hold one scale for each of 2 layers"),
+        ({"guidance_interval": (3.0, 1.0)}, "must go from low to high"),
+        ({"seed": [1, 2]}, r"seed=\[1, 2\] must be one number, or one for each of 1 prompts"),
+        ({"prompt": []}, "must hold at least one prompt"),
+        ({"prompt": ["cat", 3]}, "prompt holds 3, which is not a text"),
+        ({"negative_prompt": ["a", "b"]}, "negative_prompt holds 2 texts"),
+        ({"layer_prompts": {8: "cat"}}, r"layer_prompts\[8\] must be for one of \(16,\)"),
+        ({"sampler": "heun", "eta": 1.0}, "eta=1.0 means something to sampler 'ddim' only"),
+        ({"threshold": 2.0}, "threshold=2.0 must be above 0, up to 1"),
+        ({"fuse_weight": -1.0}, "fuse_weight=-1.0 must be from 0 to 1"),
+        ({"strength": 1.5}, "strength=1.5 must be above 0, up to 1"),
+        ({"image": PICTURE.resize((16, 8))}, r"image is 16 x 8 pixels; it must be square"),
+        ({"image": PICTURE.resize((8, 8))}, r"with a side of one of \(16,\)"),
+        ({"image": [PICTURE, PICTURE]}, "image holds 2 pictures; it must hold one, or 1"),
+        ({"image": [PICTURE, PICTURE.resize((8, 8))]}, "image must hold .* all of one size"),
+        ({"finish": PICTURE}, r"finish is 16 x 16 pixels; .* one of \(8,\)"),
+        ({"finish": PICTURE.resize((8, 8)), "image": PICTURE}, "cannot both be given"),
     ],
 )
 def test_what_cannot_be_drawn_is_named(pipe, options, message):
     with pytest.raises(ValueError, match=message):
-        pipe("cat", **options)
+        inspect.unwrap(LayeredPipeline.__call__)(pipe, **{"prompt": "cat", **options})
+
+
+def test_embeddings_must_fit_the_model_and_the_seeds(pipe):
+    text, mask = pipe.encode(["cat"])
+    with pytest.raises(ValueError, match=r"seeds=\[1, 2\] must hold one for each of 1 prompts"):
+        pipe.sample(text, mask, [1, 2])
+    with pytest.raises(ValueError, match="text has width 3, but the model reads 24"):
+        pipe.sample(text[..., :3], mask, [1])
 
 
 def test_saving_and_loading_changes_no_bit(pipe, tmp_path):

@@ -1,0 +1,191 @@
+"""The network as a sampler sees it: noisy states in, clean estimates out, with guidance and the one picture of all heads.
+
+    guidance       x^_l = uncond_l + w_l (cond_l - uncond_l)        for each layer l, inside an interval of logsnr
+    fused heads    x^   = x^_l + w U(x^_l-1 - D x^_l)               from the bottom up, see `LayeredDiffusion.fuse`
+    thresholding   x^   = clip(x^, -q, q) / q, q >= 1               on the fused top alone
+    finishing      x^   = x^ + U(x0_low - D x^)                     the low band of a picture that is given
+
+Guidance is linear and commutes with D; clipping is not and does not, so that it acts on the fused top, and lower pictures are
+derived from what it leaves. Called by `sampler` and `pipeline`.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from layered_model.diffusion import LayeredDiffusion
+from layered_model.parametrization import to_x0
+from layered_model.resample import downscale
+from layered_model.steppers import Picture
+from layered_model.unet import Network
+
+LOW_BOUND = 1.5
+"""Where the state of an early exit is clamped: a sinc-downscaled photograph overshoots 1 by up to about half."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Guidance:
+    """Classifier-free guidance (Ho & Salimans 2022, https://arxiv.org/abs/2207.12598).
+
+    ``uncond + scale (cond - uncond)``, only while the reference's logsnr lies in the interval (Kynkaanniemi et al. 2024,
+    https://arxiv.org/abs/2404.07724); outside it, and for scale 1, the network runs once instead of twice.
+    """
+
+    scale: float | tuple[float, ...] = 1.0
+    "For all layers, or for each, low to high."
+    logsnr_interval: tuple[float, float] = (-float("inf"), float("inf"))
+
+    def __post_init__(self) -> None:
+        if not all(map(math.isfinite, self._scales)):
+            raise ValueError(
+                f"guidance={self.scale} must be a finite number, or one for each layer"
+            )
+        low, high = self.logsnr_interval
+        if not low <= high:
+            raise ValueError(f"guidance interval {self.logsnr_interval} must go from low to high")
+
+    @property
+    def _scales(self) -> tuple[float, ...]:
+        return self.scale if isinstance(self.scale, tuple) else (self.scale,)
+
+    def for_layers(self, num_layers: int) -> tuple[float, ...]:
+        """The scale of each of a model's layers.
+
+        Raises:
+            ValueError: if there are scales for another number of layers.
+        """
+        scales = self._scales * (1 if isinstance(self.scale, tuple) else num_layers)
+        if len(scales) != num_layers:
+            raise ValueError(
+                f"guidance={self.scale} must hold one scale for each of {num_layers} layers"
+            )
+        return scales
+
+    def active(self, logsnr: Float[Tensor, " b"]) -> Bool[Tensor, " b"]:
+        """Where the unconditional pass is needed."""
+        low, high = self.logsnr_interval
+        needed = any(scale != 1 for scale in self._scales)
+        return (logsnr >= low) & (logsnr <= high) & needed
+
+
+class Prompt(NamedTuple):
+    """Token embeddings of a batch and which of them are real; no real token is the unconditional prompt."""
+
+    text: Float[Tensor, "b n d"]
+    mask: Bool[Tensor, "b n"]
+
+
+def with_rows(prompt: Prompt, other: Prompt, rows: Tensor) -> Prompt:
+    """A prompt followed by some rows of another."""
+    pairs = zip(prompt, other, strict=True)
+    return Prompt(*(torch.cat([one, two[rows]]) for one, two in pairs))
+
+
+def dynamic_threshold(x0: Picture, share: float) -> Picture:
+    """Scales a picture into [-1, 1] by the share-quantile of its magnitudes, where that is above 1, and clamps the rest.
+
+    Saharia et al. 2022, https://arxiv.org/abs/2205.11487, section 2.3: guidance then saturates fewer pixels.
+    """
+    bound = torch.quantile(x0.abs().flatten(1), share, dim=1).clamp(min=1)[:, None, None, None]
+    return x0.clamp(-bound, bound) / bound
+
+
+@dataclass(frozen=True, slots=True)
+class Denoiser:
+    """The network with its prompt and guidance: noisy states in, clean estimates of the same layers out."""
+
+    network: Network
+    diffusion: LayeredDiffusion
+    prompt: Prompt
+    negative: Prompt
+    guidance: Guidance
+    layer_prompts: tuple[Prompt | None, ...] | None = None
+    "For each layer, low to high, a prompt of its own, or None for the trunk's; the lowest takes none."
+    threshold: float | None = None
+    "Quantile of dynamic thresholding, in (0, 1]; None clamps."
+    fuse_weight: float = 1.0
+    "How far lower layers decide their band of the picture, in [0, 1]; 0 is the top layer alone."
+    low: Picture | None = None
+    "A clean picture of a lower resolution, whose band every estimate takes over."
+
+    def __post_init__(self) -> None:
+        self.guidance.for_layers(len(self.diffusion.resolutions))
+        if self.threshold is not None and not 0 < self.threshold <= 1:
+            raise ValueError(f"threshold={self.threshold} must be above 0, up to 1")
+        if not 0 <= self.fuse_weight <= 1:
+            raise ValueError(f"fuse_weight={self.fuse_weight} must be from 0 to 1")
+        if self.low is not None and not self.diffusion.one_state:
+            raise ValueError("a low picture can be finished only by a model with shared noise")
+
+    def _outputs(self, inputs: Sequence[Picture], t: Float[Tensor, " b"]) -> list[Picture]:
+        logsnr = self.diffusion.logsnr_ref(t)
+        rows = self.guidance.active(logsnr).nonzero().flatten()
+        if not len(rows):
+            return self._run(inputs, logsnr, rows)
+        both = self._run(
+            [torch.cat([x, x[rows]]) for x in inputs], torch.cat([logsnr, logsnr[rows]]), rows
+        )
+        scales = self.guidance.for_layers(len(self.diffusion.resolutions))
+        guided = []
+        for output, scale in zip(both, scales, strict=False):
+            cond, uncond = output[: len(logsnr)], output[len(logsnr) :]
+            guided.append(cond.index_copy(0, rows, uncond + scale * (cond[rows] - uncond)))
+        return guided
+
+    def _run(
+        self, inputs: Sequence[Picture], logsnr: Float[Tensor, " b"], rows: Tensor
+    ) -> list[Picture]:
+        """The network on the batch, followed by the given rows of it without their prompt."""
+        options: dict[str, Any] = {}
+        if self.layer_prompts is not None:
+            options["layer_text"] = [
+                None if prompt is None else with_rows(prompt, self.negative, rows)
+                for prompt in self.layer_prompts[: len(inputs)]
+            ]
+        text, mask = with_rows(self.prompt, self.negative, rows)
+        dtype = next(self.network.parameters()).dtype
+        pictures = [x.to(dtype) for x in inputs]
+        with torch.autocast(text.device.type, dtype, enabled=dtype != torch.float32):
+            outputs = self.network(pictures, logsnr, text.to(dtype), mask, **options)
+        return [output.float() for output in outputs]
+
+    def __call__(self, states: list[Picture], t: Float[Tensor, " b"]) -> list[Picture]:
+        """Estimates of the clean picture, one per state.
+
+        A single state is the top's of the layers that run; its estimate is fused from all of them, and clamped to [-1, 1] at the
+        model's top. Pictures of lower layers are clamped to `LOW_BOUND` or not at all: a sinc-downscaled picture overshoots.
+        """
+        diffusion = self.diffusion
+        fused = diffusion.one_state
+        inputs = diffusion.inputs_from_top(states[0], t) if fused else states
+        kind = diffusion.config.prediction
+        x0 = [
+            to_x0(kind, output, x_t, *diffusion.alpha_sigma(t, layer))
+            for layer, (output, x_t) in enumerate(
+                zip(self._outputs(inputs, t), inputs, strict=True)
+            )
+        ]
+        if not fused:
+            return x0
+        top = self._imposed(diffusion.fuse(x0, self.fuse_weight))
+        return [self._imposed(self._bounded(top))]
+
+    def _bounded(self, top: Picture) -> Picture:
+        if top.shape[-1] < self.diffusion.resolutions[-1]:
+            return top.clamp(-LOW_BOUND, LOW_BOUND)
+        return (
+            top.clamp(-1, 1) if self.threshold is None else dynamic_threshold(top, self.threshold)
+        )
+
+    def _imposed(self, top: Picture) -> Picture:
+        """The estimate with the low picture in place of its own low band."""
+        if self.low is None:
+            return top
+        if self.low.shape[-1] >= top.shape[-1]:
+            return downscale(self.low, top.shape[-1], self.diffusion.kernel)
+        return self.diffusion.fuse([self.low, top])
