@@ -16,7 +16,7 @@ import safetensors.torch
 from torch import Tensor
 
 from layered_model.diffusion import DiffusionConfig
-from layered_model.sampler import SamplerKind
+from layered_model.steppers import SamplerKind
 from layered_model.text import EncoderInfo
 from layered_model.unet import UNetConfig
 

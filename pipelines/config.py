@@ -25,6 +25,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import MarkedYAMLError
 
 from layered_model.diffusion import DiffusionConfig, LayeredDiffusion
+from layered_model.steppers import SamplerKind
 from layered_model.unet import UNetConfig
 
 
@@ -155,10 +156,10 @@ class TrainConfig:
 class SampleConfig:
     """How pictures are drawn from a trained model."""
 
-    sampler: Literal["dpmpp_2m", "ddim"]
-    "DPM-Solver++(2M), or DDIM."
+    sampler: SamplerKind
+    "DPM-Solver++(2M), flow or SDE; DDIM; DDPM; or Heun, which evaluates the model twice a step."
     num_steps: int
-    "Evaluations of the model for a picture; 20 to 30 do for dpmpp_2m, 50 or more for ddim."
+    "Steps from noise to a picture; 20 to 30 do for dpmpp_2m, 50 or more for ddim, hundreds for ddpm."
     guidance: float
     "w in uncond + w (cond - uncond); 1 is off."
 
