@@ -9,16 +9,16 @@ which is checked on loading. Directories may be local or anything fsspec opens, 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Self
 
 import safetensors.torch
 from torch import Tensor
 
 from layered_model.diffusion import DiffusionConfig
+from layered_model.shape import UNetConfig
 from layered_model.steppers import SamplerKind
 from layered_model.text import EncoderInfo
-from layered_model.unet import UNetConfig
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -53,10 +53,12 @@ class ModelConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of ``dataclasses.asdict``, also after a round trip through JSON.
 
+        A section's field that has a default may be missing: it is what models were before they could say it.
+
         Raises:
             ValueError: if a key is missing, unknown or out of range.
         """
-        _check_keys(cls, values)
+        _check_keys(cls, values, {field.name for field in fields(cls)})
         return cls(
             network=_section(UNetConfig, values["network"]),
             diffusion=_section(DiffusionConfig, values["diffusion"]),
@@ -66,11 +68,11 @@ class ModelConfig:
         )
 
 
-def _check_keys(kind: Any, values: Any) -> None:
+def _check_keys(kind: Any, values: Any, required: set[str]) -> None:
     if not isinstance(values, Mapping):
         raise ValueError(f"{kind.__name__} must be an object, not {values!r}")
     names = {field.name for field in fields(kind)}
-    if missing := names - set(values):
+    if missing := required - set(values):
         raise ValueError(f"{kind.__name__} lacks {', '.join(sorted(missing))}")
     if unknown := set(values) - names:
         raise ValueError(f"{kind.__name__} knows no {', '.join(sorted(unknown))}")
@@ -78,7 +80,8 @@ def _check_keys(kind: Any, values: Any) -> None:
 
 def _section(kind: Any, values: Mapping[str, Any]) -> Any:
     """A flat dataclass whose lists in JSON are tuples."""
-    _check_keys(kind, values)
+    required = {field.name for field in fields(kind) if field.default is MISSING}
+    _check_keys(kind, values, required)
     try:
         return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
     except TypeError as error:  # a value that cannot be compared with its bounds
@@ -108,15 +111,7 @@ def load(path: str) -> tuple[ModelConfig, dict[str, Tensor], str]:
         FileNotFoundError: if it is not a model's directory.
         ValueError: if the configuration is none of this format or the weights are damaged; names the file.
     """
-    location = f"{path.rstrip('/')}/{CONFIG_FILE}"
-    try:
-        description = json.loads(_read(path, CONFIG_FILE))
-        if not isinstance(description, dict) or description.pop("format", None) != FORMAT:
-            raise ValueError(f"format must be {FORMAT}")
-        expected = description.pop("weights_sha256", None)
-        config = ModelConfig.from_dict(description)
-    except ValueError as error:
-        raise ValueError(f"{location}: {error}") from error
+    config, expected = _load_config(path)
     content = _read(path, WEIGHTS_FILE)
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
@@ -124,6 +119,23 @@ def load(path: str) -> tuple[ModelConfig, dict[str, Tensor], str]:
             f"{path}/{WEIGHTS_FILE} is damaged: its SHA-256 is {found}, {CONFIG_FILE} says {expected}"
         )
     return config, safetensors.torch.load(content), found
+
+
+def load_config(path: str) -> ModelConfig:
+    """Configuration alone of a model's directory; errors as `load`."""
+    return _load_config(path)[0]
+
+
+def _load_config(path: str) -> tuple[ModelConfig, str | None]:
+    location = f"{path.rstrip('/')}/{CONFIG_FILE}"
+    try:
+        description = json.loads(_read(path, CONFIG_FILE))
+        if not isinstance(description, dict) or description.pop("format", None) != FORMAT:
+            raise ValueError(f"format must be {FORMAT}")
+        expected = description.pop("weights_sha256", None)
+        return ModelConfig.from_dict(description), expected
+    except ValueError as error:
+        raise ValueError(f"{location}: {error}") from error
 
 
 def _read(path: str, name: str) -> bytes:

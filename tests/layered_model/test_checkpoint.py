@@ -124,6 +124,17 @@ def test_a_configuration_that_does_not_fit_is_named(directory, change, message):
         checkpoint.load(str(directory))
 
 
+def test_a_model_saved_before_there_were_kinds_is_a_layered_one(directory, config):
+    def older(description):
+        for name in ("kind", "upper_norm"):
+            description["network"].pop(name)
+
+    rewrite(directory, older)
+    found = checkpoint.load(str(directory))[0]
+    assert found == config
+    assert found.network.kind == "layered"
+
+
 @pytest.mark.parametrize("content", ["{", "", "[1, 2]", "3"])
 def test_a_configuration_that_is_none_is_named(directory, content):
     (directory / CONFIG_FILE).write_text(content)

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from layered_model.crop import Box
+from layered_model.crop import Box, cut_layers
+from layered_model.diffusion import DiffusionConfig, LayeredDiffusion
 
 CROPS = {
     "inside": Box(2, 3, 2, 2),
@@ -29,19 +30,12 @@ def doubled(batch):
     return [picture.double() for picture in x], logsnr.double(), text.double(), mask
 
 
-def cut(outputs, crop, resolutions):
-    return [
-        output if layer == 0 else crop.scaled(resolutions[layer] // resolutions[0]).cut(output)
-        for layer, output in enumerate(outputs)
-    ]
-
-
 @pytest.mark.parametrize("crop", CROPS.values(), ids=CROPS)
 @pytest.mark.parametrize("ladder", LADDERS.values(), ids=LADDERS)
 def test_a_crop_holds_what_the_whole_picture_has_there(ladder, crop, network_of, batch_of):
     network = network_of(ladder)
     batch = doubled(batch_of(network.config))
-    whole = cut(network(*batch), crop, network.config.resolutions)
+    whole = cut_layers(network(*batch), crop)
     part = network(*batch, crop=crop)
     for one, other in zip(part, whole, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
@@ -57,7 +51,7 @@ def test_a_crops_gradients_are_those_of_the_whole_picture_there(crop, network_of
         sum(output.square().sum() for output in outputs).backward()
         return {name: p.grad.clone() for name, p in network.named_parameters()}
 
-    whole = gradients(cut(network(*batch), crop, network.config.resolutions))
+    whole = gradients(cut_layers(network(*batch), crop))
     part = gradients(network(*batch, crop=crop))
     for name, gradient in whole.items():
         scale = gradient.abs().max().clamp(min=1.0)
@@ -79,7 +73,7 @@ def test_an_early_exit_may_be_cropped(network_of, batch_of):
     network = network_of({})
     x, *rest = doubled(batch_of(network.config))
     crop = CROPS["inside"]
-    whole = cut(network(x[:2], *rest), crop, network.config.resolutions)
+    whole = cut_layers(network(x[:2], *rest), crop)
     for one, other in zip(network(x[:2], *rest, crop=crop), whole, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
@@ -103,3 +97,21 @@ def test_a_crop_outside_the_picture_is_named(crop, network_of, batch_of):
     network = network_of({})
     with pytest.raises(ValueError, match=r"crop=Box.* must lie within the 8 x 8 pixels"):
         network(*doubled(batch_of(network.config)), crop=crop)
+
+
+def test_the_loss_of_a_crop_is_the_error_there(network_of, batch_of):
+    network = network_of({})
+    config = DiffusionConfig(noise="sinc", reference_resolution=8, weighting="flat")
+    diffusion = LayeredDiffusion(config, network.config.layers)
+    x, _, *text = doubled(batch_of(network.config))
+    eps = diffusion.noise(lambda r: torch.randn(2, 3, r, r, dtype=torch.float64))
+    x0, t = x[-1].clamp(-1, 1), torch.tensor([0.3, 0.6], dtype=torch.float64)
+    everything = diffusion.loss(network, x0, eps, t, *text)
+    quarters = [
+        diffusion.loss(network, x0, eps, t, *text, crop=Box(top, left, 4, 4)).per_picture
+        for top in (0, 4)
+        for left in (0, 4)
+    ]
+    torch.testing.assert_close(torch.stack(quarters).mean(0), everything.per_picture)
+    assert torch.equal(quarters[0][0], quarters[3][0])  # the trunk's
+    assert not torch.equal(quarters[0][1], quarters[3][1])
