@@ -226,6 +226,11 @@ class RunDir:
         return f"{self.path}/model"
 
     @property
+    def snapshots(self) -> str:
+        """Directory of averaged weights kept while training, each a model's directory."""
+        return f"{self.path}/snapshots"
+
+    @property
     def scores(self) -> str:
         """Results of the evaluation."""
         return f"{self.path}/metrics.json"

@@ -63,6 +63,18 @@ def is_empty(directory: str) -> bool:
     return not (os.path.isdir(directory) and os.listdir(directory))
 
 
+def list_directory(directory: str) -> list[str]:
+    """Names of what is in a directory, in order; none if there is no such directory."""
+    if is_remote(directory):
+        filesystem, name = _remote(directory)
+        if not filesystem.isdir(name):
+            return []
+        return sorted(
+            str(path).rstrip("/").rpartition("/")[2] for path in filesystem.ls(name, detail=False)
+        )
+    return sorted(os.listdir(directory)) if os.path.isdir(directory) else []
+
+
 def read_bytes(path: str) -> bytes:
     """The content of a file.
 
