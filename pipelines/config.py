@@ -24,9 +24,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import MarkedYAMLError
 
+from layered_model.crop import Box
 from layered_model.diffusion import DiffusionConfig, LayeredDiffusion
+from layered_model.inputs import check_crop
+from layered_model.shape import UNetConfig
 from layered_model.steppers import SamplerKind
-from layered_model.unet import UNetConfig
 
 
 class UserError(ValueError):
@@ -109,10 +111,22 @@ class TrainConfig:
     "Largest norm of the gradient."
     ema_relative_width: float
     "Width of the averaged weights' window relative to the length of training, in (0, 0.28]."
+    ema_decay: float | None
+    "Average with this fixed decay instead, for example 0.9999; null for the relative width."
+    ema_snapshot_widths: tuple[float, ...]
+    """Widths that are averaged beside and kept at each checkpoint, from which any other can be made after training, for example
+    [0.05, 0.1]; each takes a model's room at each checkpoint. Empty for none. See `pipelines.snapshots`."""
     text_dropout: float
     "Fraction of pictures trained without their caption, which guidance needs; in [0, 1]."
     precision: Literal["float32", "bfloat16"]
     "Of the network's arithmetic; weights, noise and loss stay float32."
+    checkpoint_upper_layers: bool
+    "Compute the layers above the trunk again on the way back in place of keeping their activations: less memory, more time."
+    crop_resolution: int | None
+    """Side, in pixels of the top, of the random square on which the layers above the trunk are trained while the trunk sees the
+    whole picture; null for all of it. Needs model.upper_norm=pixel."""
+    grow_from: str | None
+    "Directory of a trained model with fewer resolutions, whose weights the lower layers start from; null for none."
     log_every_images: int
     "Pictures between two lines of metrics."
     checkpoint_every_images: int
@@ -144,6 +158,11 @@ class TrainConfig:
         _check(
             0.0 < self.ema_relative_width <= 0.28, "ema_relative_width", self, "above 0, up to 0.28"
         )
+        if self.ema_decay is not None:
+            _check(0.0 <= self.ema_decay < 1.0, "ema_decay", self, "from 0 to below 1, or null")
+        widths = self.ema_snapshot_widths
+        distinct = len(set(widths)) == len(widths) and all(0.0 < width <= 0.28 for width in widths)
+        _check(distinct, "ema_snapshot_widths", self, "distinct numbers above 0, up to 0.28")
         _check_fraction(self, "text_dropout")
         if self.batch_size % self.num_workers:
             raise ValueError(
@@ -244,7 +263,9 @@ class Config:
         if self.dataset == self.run:
             raise ValueError(f"run={self.run!r} must differ from dataset, which holds other files")
         with _named("diffusion"):
-            LayeredDiffusion(self.diffusion, self.model.resolutions)
+            LayeredDiffusion(self.diffusion, self.model.layers)
+        if self.train.crop_resolution is not None:
+            _check_crop_resolution(self.train.crop_resolution, self.model)
 
 
 def load_config(
@@ -406,6 +427,19 @@ def _told(suffix: str = "", *, key: str = "", value: str = "") -> Iterator[None]
         raise
     except ValueError as error:
         raise UserError(f"{error}{suffix}") from error
+
+
+def _check_crop_resolution(side: int, model: UNetConfig) -> None:
+    ratio = model.resolutions[-1] // model.resolutions[0]
+    if side % ratio or not 0 < side <= model.resolutions[-1]:
+        raise ValueError(
+            f"train.crop_resolution={side} must be a multiple of {ratio}, a pixel of the lowest "
+            f"layer, up to {model.resolutions[-1]}"
+        )
+    try:
+        check_crop(model, Box(0, 0, side // ratio, side // ratio))
+    except ValueError as error:
+        raise ValueError(f"train.crop_resolution={side}: {error}") from error
 
 
 def _check(condition: bool, name: str, section: object, expected: str) -> None:

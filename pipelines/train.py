@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 
 from layered_model import checkpoint
+from layered_model.growth import check_growth
 from pipelines import storage
 from pipelines.config import Config, UserError, differences, from_yaml, to_yaml
 from pipelines.dataset import PreparedDataset
@@ -36,6 +37,7 @@ MAY_CHANGE = (
     "train.checkpoint_every_images",
     "train.num_checkpoints_kept",
     "train.grid_every_images",
+    "train.checkpoint_upper_layers",
     "train.max_failures",
     "sample.",
     "evaluate.",
@@ -51,13 +53,15 @@ def check(config: Config) -> list[str]:
         Lines that say what would be done.
 
     Raises:
-        UserError: no dataset, a dataset of another kind, or a run directory of another configuration.
+        UserError: no dataset, a dataset of another kind, a model that this one cannot grow from, or a run directory of
+            another configuration.
     """
     dataset = PreparedDataset.open(config.dataset)
     dataset.check_matches(config)
     train, num_rows = config.train, dataset.num_images("train")
     if num_rows < 1:
         raise UserError(f"dataset={config.dataset!r}: its train split is empty")
+    _check_growth(config, dataset)
     layout = RunDir(storage.absolute(config.run))
     _check_same_run(config, layout)
     trained = _num_images_trained(layout)
@@ -90,7 +94,7 @@ def run(config: Config) -> str:
         workers=config.train.num_workers,
         cpus_per_worker=config.train.cpus_per_worker,
         gpus_per_worker=float(config.train.use_gpu),
-        paths=(config.run, config.dataset),
+        paths=tuple(filter(None, (config.run, config.dataset, config.train.grow_from))),
     )
     # With the dashboard, because Ray Train watches its own controller through it.
     with connect(config, needs, dashboard=True), _followed(config, layout):
@@ -114,6 +118,31 @@ def _check_same_run(config: Config, layout: RunDir) -> None:
             f"run={config.run!r} was begun with other settings: {'; '.join(changes)}; "
             "give another run=DIR, or delete this one"
         )
+
+
+def _check_growth(config: Config, dataset: PreparedDataset) -> None:
+    path = config.train.grow_from
+    if path is None:
+        return
+    try:
+        lower = checkpoint.load_config(storage.absolute(path))
+        check_growth(lower.network, config.model)
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(f"train.grow_from={path!r}: {error}") from error
+    shared = ("prediction", "reference_resolution", "detail_resolution", "logsnr_min", "logsnr_max")
+    pairs = {
+        "text.encoder": (lower.text.weights, dataset.manifest.settings.encoder_weights),
+        **{
+            f"diffusion.{name}": (getattr(lower.diffusion, name), getattr(config.diffusion, name))
+            for name in shared
+        },
+    }
+    for key, (have, want) in pairs.items():
+        if have != want:
+            raise UserError(
+                f"train.grow_from={path!r} was trained with {key} {have!r}, which must stay: "
+                f"here it is {want!r}"
+            )
 
 
 def _num_images_trained(layout: RunDir) -> int:
@@ -176,7 +205,11 @@ def _follow(config: Config, layout: RunDir, finished: threading.Event) -> None:
             last = finished.wait(timeout=1.0)
             line = _last_line(layout)
             if line.get("images", 0) != bar.done:
-                losses = {k.replace("/", "_"): v for k, v in line.items() if k.startswith("loss/")}
+                losses = {
+                    key.replace("/", "_"): value
+                    for key, value in line.items()
+                    if key.startswith("loss/") and key.count("/") == 1  # of layers, not of bins
+                }
                 speed = line["images_per_second"]
                 bar.update(int(line["images"]) - bar.done, **losses, images_per_second=speed)
             if last:

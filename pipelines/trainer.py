@@ -26,17 +26,20 @@ from torch import Tensor, nn
 
 from layered_model import checkpoint
 from layered_model.checkpoint import ModelConfig, SamplingDefaults
+from layered_model.crop import Box
 from layered_model.diffusion import LayeredDiffusion
-from layered_model.ema import PowerEMA
+from layered_model.ema import DecayEMA, PowerEMA
+from layered_model.growth import grow
 from layered_model.images import to_float
 from layered_model.loss import stratified_times
 from layered_model.pipeline import LayeredPipeline
 from layered_model.text import EncoderInfo, pad
-from layered_model.unet import LayeredUNet
-from pipelines import batches, storage
+from layered_model.unet import LayeredUNet, Network, make_network
+from pipelines import batches, snapshots, storage
 from pipelines.config import Config, TrainConfig, from_yaml, to_yaml
 from pipelines.dataset import PreparedDataset, text_of, text_rows
 from pipelines.grid import contact_sheet, png_bytes
+from pipelines.losses import LossByNoise
 from pipelines.optimizers import make_optimizers
 from pipelines.schema import CAPTIONS, TEXT, TEXT_LENGTHS, RunDir
 from pipelines.session import event, setup_logging
@@ -97,6 +100,29 @@ def model_config(config: Config, dataset: PreparedDataset, num_images: int) -> M
     )
 
 
+def fresh_network(config: Config) -> Network:
+    """What training starts from: new weights, or those of a trained model with fewer resolutions."""
+    if config.train.grow_from is None:
+        network = make_network(config.model)
+    else:
+        model, weights, _ = checkpoint.load(storage.absolute(config.train.grow_from))
+        lower = LayeredUNet(model.network)
+        lower.load_state_dict(weights)
+        network = grow(lower, config.model)
+    network.checkpoint_upper = config.train.checkpoint_upper_layers
+    return network
+
+
+def random_crop(config: Config, generator: torch.Generator) -> Box | None:
+    """Where this step trains the layers above the trunk; None for everywhere."""
+    if config.train.crop_resolution is None:
+        return None
+    lowest, highest = config.model.resolutions[0], config.model.resolutions[-1]
+    side = config.train.crop_resolution * lowest // highest
+    top, left = torch.randint(lowest - side + 1, (2,), generator=generator).tolist()
+    return Box(top, left, side, side)
+
+
 class Worker:
     """One process of data-parallel training."""
 
@@ -108,12 +134,22 @@ class Worker:
         self.device = ray.train.torch.get_device()
         self.num_images = 0
         torch.manual_seed(config.seed)
-        network = LayeredUNet(config.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = fresh_network(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model: nn.Module = ray.train.torch.prepare_model(network)
-        self.network: LayeredUNet = getattr(self.model, "module", self.model)
-        self.diffusion = LayeredDiffusion(config.diffusion, config.model.resolutions)
+        self.network: Network = getattr(self.model, "module", self.model)
+        self.diffusion = LayeredDiffusion(config.diffusion, config.model.layers)
         self.optimizers = make_optimizers(self.network, config.train)
-        self.ema = PowerEMA(self.network, config.train.ema_relative_width)
+        train = config.train
+        self.tracked = {width: PowerEMA(self.network, width) for width in train.ema_snapshot_widths}
+        self.ema: PowerEMA | DecayEMA
+        if train.ema_decay is not None:
+            self.ema = DecayEMA(self.network, train.ema_decay)
+        elif train.ema_relative_width in self.tracked:
+            self.ema = self.tracked[train.ema_relative_width]
+        else:
+            self.ema = PowerEMA(self.network, train.ema_relative_width)
+        self.averages = list({id(a): a for a in (self.ema, *self.tracked.values())}.values())
+        self.losses = LossByNoise(self.diffusion.resolutions, self.device)
         self._restore()
         self.log = MetricsLog(self.layout, self.num_images) if self.rank == 0 else None
 
@@ -139,20 +175,21 @@ class Worker:
         reader = itertools.chain([next(reader)], reader)  # start-up of Ray Data, not part of a step
         if self.rank == 0:
             event(logger, "first_batch", seconds=time.perf_counter() - began)
-        stopwatch, losses, began = Stopwatch(), [], time.perf_counter()
+        stopwatch, logged, began = Stopwatch(), self.num_images, time.perf_counter()
         norm = torch.zeros(())
         while self.num_images < train.num_images:
             with stopwatch.time("data"):
                 batch = next(reader)
             with stopwatch.time("model"):
-                losses.append(self._backward(batch))
+                self._backward(batch)
             with stopwatch.time("optimizer"):
                 norm = self._step()
             before, self.num_images = self.num_images, self.num_images + train.batch_size
             done = self.num_images >= train.num_images
             if done or _crossed(train.log_every_images, before, self.num_images):
-                self._log(losses, norm, began, stopwatch.take())
-                losses, began = [], time.perf_counter()
+                speed = (self.num_images - logged) / (time.perf_counter() - began)
+                self._log(norm, speed, stopwatch.take())
+                logged, began = self.num_images, time.perf_counter()
             with stopwatch.time("other"):
                 if _crossed(train.grid_every_images, before, self.num_images) and not done:
                     self._draw_grid()
@@ -161,12 +198,12 @@ class Worker:
         if self.rank == 0:
             self._export()
 
-    def _backward(self, batch: dict[str, Tensor]) -> Tensor:
-        """Gradients of one batch; returns each layer's unweighted loss."""
+    def _backward(self, batch: dict[str, Tensor]) -> None:
+        """Gradients of one batch."""
         train, local = self.config.train, len(batch[batches.PICTURE])
         shared = torch.Generator().manual_seed(_seed(self.config.seed, self.num_images))
         own = torch.Generator().manual_seed(_seed(self.config.seed, self.num_images, self.rank + 1))
-        t = stratified_times(self.rank * local, local, train.batch_size, shared)
+        t = stratified_times(self.rank * local, local, train.batch_size, shared).to(self.device)
         channels = self.config.model.picture_channels
         eps = self.diffusion.noise(
             lambda r: torch.randn(local, channels, r, r, generator=own).to(self.device)
@@ -181,12 +218,13 @@ class Worker:
                 self.model,
                 to_float(batch[batches.PICTURE].to(self.device)),
                 eps,
-                t.to(self.device),
+                t,
                 tokens.to(self.device, torch.float32),
                 mask.to(self.device),
+                crop=random_crop(self.config, own),
             )
         torch.autograd.backward(loss.total)
-        return loss.per_layer
+        self.losses.add(self.diffusion.logsnr_ref(t), loss.per_picture)
 
     def _step(self) -> Tensor:
         """One optimizer step; returns the gradient's norm before clipping."""
@@ -198,31 +236,29 @@ class Worker:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         if self.rank == 0:
-            self.ema.update(self.network)
+            for average in self.averages:
+                average.update(self.network)
         return norm
 
-    def _log(
-        self, losses: list[Tensor], norm: Tensor, began: float, seconds: dict[str, float]
-    ) -> None:
+    def _log(self, norm: Tensor, images_per_second: float, seconds: dict[str, float]) -> None:
         """Checks that the loss is finite, on every rank, and adds one line to rank 0's log."""
-        loss = torch.stack(losses).mean(dim=0).tolist()
-        if not all(map(math.isfinite, loss)):
+        losses = self.losses.take()
+        if not all(map(math.isfinite, losses.values())):
             raise FloatingPointError(
-                f"the loss is {loss} after {self.num_images} pictures; training stops at the last "
+                f"the loss is {losses} after {self.num_images} pictures; training stops at the last "
                 f"checkpoint in {self.layout.checkpoints}; a lower train.learning_rate may help"
             )
         if self.log is None:
             return
-        elapsed, total = time.perf_counter() - began, sum(seconds.values())
-        resolutions = self.config.model.resolutions
+        total = sum(seconds.values())
         self.log.add(
             self.num_images,
-            {f"loss/{r}": value for r, value in zip(resolutions, loss, strict=True)}
+            losses
             | {f"time/{name}": spent / total for name, spent in sorted(seconds.items())}
             | {
                 "grad_norm": float(norm),
                 "learning_rate": self.optimizers[0].param_groups[0]["lr"],
-                "images_per_second": len(losses) * self.config.train.batch_size / elapsed,
+                "images_per_second": images_per_second,
             },
         )
 
@@ -238,9 +274,11 @@ class Worker:
                 "num_images": self.num_images,
                 "network": self.network.state_dict(),
                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-                "ema": self.ema.state_dict(),
+                "averages": [average.state_dict() for average in self.averages],
             }
             torch.save(state, Path(folder, STATE_FILE))
+            model = model_config(self.config, self.dataset, self.num_images)
+            snapshots.save(self.layout, model, self.tracked.values())
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     def _restore(self) -> None:
@@ -256,7 +294,8 @@ class Worker:
         self.network.load_state_dict(state["network"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.ema.load_state_dict(**state["ema"])
+        for average, saved in zip(self.averages, state["averages"], strict=True):
+            average.load_state_dict(**saved)
         if self.rank == 0:
             event(logger, "resumed", images=self.num_images, checkpoint=latest.path)
 
@@ -273,7 +312,7 @@ class Worker:
         rows = range(min(GRID_CAPTIONS, self.dataset.num_images("val")))
         table = self.dataset.read("val", [CAPTIONS, TEXT, TEXT_LENGTHS], rows)
         tokens = [torch.from_numpy(text_of(row, 0).astype(np.float32)) for row in text_rows(table)]
-        averaged = LayeredUNet(self.config.model)
+        averaged = make_network(self.config.model)
         averaged.load_state_dict(self.ema.weights)
         pipe = LayeredPipeline(
             model_config(self.config, self.dataset, self.num_images), averaged, device=self.device

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from layered_model import LayeredPipeline, LayeredUNet, ModelConfig, SamplingDefaults, checkpoint
+from layered_model import LayeredPipeline, ModelConfig, SamplingDefaults, checkpoint, make_network
 from layered_model.text import describe
 from pipelines import prepare, storage, units
 from pipelines.config import load_config
@@ -195,7 +195,7 @@ def save_model():
 
     def save(config, seed=0):
         torch.manual_seed(seed)
-        network = LayeredUNet(config.model)
+        network = make_network(config.model)
         for parameter in network.parameters():
             if not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.1)

@@ -14,7 +14,7 @@ from pipelines.batches import windows
 from pipelines.config import UserError
 from pipelines.dataset import PreparedDataset, RowGroup, decode_rows, text_of, text_rows
 from pipelines.schema import IMAGE, TEXT, TEXT_LENGTHS
-from pipelines.trainer import learning_rate
+from pipelines.trainer import fresh_network, learning_rate, random_crop
 from tests.pipelines.conftest import SMALL_MODEL
 
 GROUPS = [RowGroup(f"{k}.parquet", 0, 5 + k % 3) for k in range(11)]
@@ -195,3 +195,112 @@ def test_a_dataset_of_another_kind_is_refused(
     prepare.run(dataclasses.replace(config))
     with pytest.raises(UserError, match=message):
         train.check(configure(*SMALL_MODEL, override))
+
+
+@pytest.mark.ray
+def test_the_single_scale_network_is_trained_and_drawn_alike(
+    configure, without_ray, local_ray, tmp_path
+) -> None:
+    config = configure(*SMALL_MODEL, *TINY, "model.kind=single_scale")
+    prepare.run(config)
+    model = train.run(_with(config, str(tmp_path / "run"), 32))
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert {key for key in json.loads(lines[-1]) if key.count("/") == 1} >= {"loss/32"}
+    assert "loss/16" not in json.loads(lines[-1])
+    pipe = LayeredPipeline.from_pretrained(model)
+    assert pipe.config.network.kind == "single_scale"
+    text = torch.zeros(1, 3, config.model.text_width)
+    pictures = pipe.sample(text, torch.ones(1, 3, dtype=torch.bool), [0])
+    assert {resolution: p.shape for resolution, p in pictures.items()} == {32: (1, 32, 32, 3)}
+
+
+GROWN = (
+    *SMALL_MODEL,
+    "model.resolutions=[16,32,64]",
+    "model.channels=[8,8,8,8]",
+    "model.blocks=[1,1,1,1]",
+)
+
+
+@pytest.fixture
+def trained(configure, without_ray, save_model, tmp_path):
+    """The directory of a model of 16 and 32 pixels, beside a dataset of 64."""
+    prepare.run(configure(*GROWN))
+    settings = (*SMALL_MODEL, "model.upper_norm=pixel", f"run={tmp_path / 'lower'}")
+    save_model(configure(*settings))
+    return tmp_path / "lower/model"
+
+
+@pytest.mark.ray
+def test_a_model_grows_from_a_trained_one(configure, trained, local_ray, tmp_path) -> None:
+    config = configure(
+        *GROWN,
+        *TINY,
+        "model.upper_norm=pixel",
+        f"train.grow_from={trained}",
+        "train.crop_resolution=32",
+        "train.checkpoint_upper_layers=true",
+    )
+    lower = LayeredPipeline.from_pretrained(trained).network
+    start = fresh_network(config).eval().to(memory_format=torch.channels_last)
+    x = [torch.randn(1, 3, side, side) for side in (16, 32, 64)]
+    text = torch.randn(1, 3, config.model.text_width)
+    rest = torch.zeros(1), text, torch.ones(1, 3, dtype=torch.bool)
+    with torch.no_grad():
+        for one, other in zip(lower(x[:2], *rest), start(x, *rest), strict=False):
+            assert torch.equal(one, other)
+    pipe = LayeredPipeline.from_pretrained(train.run(_with(config, str(tmp_path / "run"), 32)))
+    assert pipe.resolutions == (16, 32, 64)
+    moved = pipe.network.state_dict()
+    for name, weight in lower.state_dict().items():
+        assert not torch.equal(weight, moved[name]) or not weight.any(), name
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "model.channels=[8,8,16,8]",
+            r"channels=\(8, 8, 16, 8\) must be \(8, 8, 8\) in its last 3",
+        ),
+        ("model.resolutions=[16,64]", r"resolutions=.* must begin with \(16, 32\)"),
+        (
+            "diffusion.prediction=v",
+            "trained with diffusion.prediction 'x0', which must stay: .* 'v'",
+        ),
+        ("diffusion.reference_resolution=32", "trained with diffusion.reference_resolution 16"),
+        ("train.grow_from=nowhere", "config.json is missing: .* is not a model's directory"),
+    ],
+)
+def test_a_model_that_cannot_be_grown_from_is_named(
+    configure, trained, override: str, message: str
+) -> None:
+    config = configure(
+        *GROWN, *TINY, "model.upper_norm=pixel", f"train.grow_from={trained}", override
+    )
+    with pytest.raises(UserError, match=f"train.grow_from=.*{message}"):
+        train.check(config)
+
+
+def test_a_crop_is_anywhere_and_of_the_size_asked_for(configure) -> None:
+    assert random_crop(configure(*GROWN), torch.Generator()) is None
+    config = configure(*GROWN, "model.upper_norm=pixel", "train.crop_resolution=32")
+    generator = torch.Generator().manual_seed(0)
+    crops = [random_crop(config, generator) for _ in range(500)]
+    assert {(crop.height, crop.width) for crop in crops} == {(8, 8)}
+    assert {crop.top for crop in crops} == {crop.left for crop in crops} == set(range(9))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.crop_resolution=30"], "train.crop_resolution=30 must be a multiple of 4"),
+        (["train.crop_resolution=128"], "train.crop_resolution=128 must be .* up to 64"),
+        (["train.crop_resolution=0"], "train.crop_resolution=0 must be"),
+        (["train.crop_resolution=32", "model.upper_norm=group"], "needs upper_norm='pixel'"),
+        (["train.crop_resolution=32", "model.kind=single_scale"], "needs kind='layered'"),
+    ],
+)
+def test_a_crop_that_cannot_be_is_named(configure, overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        configure(*GROWN, "model.upper_norm=pixel", *overrides)
