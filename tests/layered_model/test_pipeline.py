@@ -222,7 +222,8 @@ def test_a_model_computes_in_bfloat16_on_request(pipe):
 
 @pytest.mark.compile
 def test_a_compiled_pipeline_draws_the_same(pipe):
-    compiled = LayeredPipeline(pipe.config, copy.deepcopy(pipe.network)).compile()
+    compiled = LayeredPipeline(pipe.config, copy.deepcopy(pipe.network))
+    compiled.compile(backend="aot_eager")  # one graph is what counts here
     assert close(compiled("cat", seed=1).images[16][0], pipe("cat", seed=1).images[16][0])
 
 

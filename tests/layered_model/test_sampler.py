@@ -46,7 +46,7 @@ def test_what_is_drawn_has_mean_and_covariance_of_the_gaussian(kind, prediction,
     # 48 x 3 pictures of 256 values. Whitened, their variance is known to 0.7 %, mean and correlation over all of them to 0.005,
     # and to 0.08 for one coefficient; the steps leave up to 5 % of the variance out.
     network = gaussian(coloured=True, prediction=prediction)
-    num_steps = 400 if kind == "ddpm" else 150
+    num_steps = 400 if kind in ("ddim", "ddpm") else 150  # of first order
     drawn = draw(network, tuple(range(48)), num_steps=num_steps, sampler=kind)
     for picture in drawn:
         mean, spread = network.moments(picture.shape[-1])
