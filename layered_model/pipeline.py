@@ -366,6 +366,10 @@ class LayeredPipeline:
         return None, None
 
     def _picture(self, name: str, value: Tensor, count: int, sides: tuple[int, ...]) -> Picture:
+        if value.dtype != torch.uint8 or value.ndim != 4 or value.shape[3] != 3:
+            raise ValueError(
+                f"{name} is {value.dtype} of shape {tuple(value.shape)}; a tensor must be uint8 of [n, h, w, 3]"
+            )
         num, height, width, _ = value.shape
         if height != width or height not in sides:
             raise ValueError(

@@ -251,6 +251,7 @@ PICTURE = Image.new("RGB", (16, 16))
         ({"image": PICTURE.resize((8, 8))}, r"with a side of one of \(16,\)"),
         ({"image": [PICTURE, PICTURE]}, "image holds 2 pictures; it must hold one, or 1"),
         ({"image": [PICTURE, PICTURE.resize((8, 8))]}, "image must hold .* all of one size"),
+        ({"image": torch.zeros(1, 3, 16, 16)}, r"image is torch.float32 of shape \(1, 3, 16, 16\)"),
         ({"finish": PICTURE}, r"finish is 16 x 16 pixels; .* one of \(8,\)"),
         ({"finish": PICTURE.resize((8, 8)), "image": PICTURE}, "cannot both be given"),
     ],
