@@ -40,6 +40,7 @@ bench: $(VENV)/.dev  ## measure, and compare with peers in the same run
 	    echo "$$file"
 	    PYTHONPATH=. $(BIN)/python "$$file"
 	done
+	$(BIN)/layered bench
 
 clean:  ## delete the environment and the caches; datasets and runs stay
 	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -57,6 +57,12 @@ STAGES = {
         description="Runs prepare, train, evaluate and sample as jobs of a local Ray. Interrupted, it goes on where it was.",
         example="layered demo",
     ),
+    "bench": Stage(
+        summary="time and memory beside diffusers' U-Net",
+        description="Measures the networks of presets of shape (64T, 128S, 256S, S, B, L) beside the single-scale network\n"
+        "and diffusers' U-Net of equal multiply-adds, in one run. Reads no configuration.",
+        example="layered bench 64T --threads 1 --output bench.json",
+    ),
     "config": Stage(
         summary="print a resolved configuration",
         description="Prints what a stage would be run with.",
@@ -93,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, options: argparse.Namespace) -> int:
+    if name == "bench":
+        return _bench(options)
     from pipelines.config import to_yaml
 
     config = _load(name, options)
@@ -111,6 +119,22 @@ def _run(name: str, options: argparse.Namespace) -> int:
         stage.run(config, options.prompt, num_images=options.num_images, output=options.output)
     else:
         stage.run(config)
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from pipelines.session import setup_logging
+
+    setup_logging()
+    bench = importlib.import_module("pipelines.bench")
+    settings = bench.settle(
+        options.presets,
+        device=options.device,
+        threads=options.threads,
+        batch_size=options.batch_size,
+        repeats=options.repeats,
+    )
+    bench.run(settings, options.output)
     return 0
 
 
@@ -169,6 +193,9 @@ def _stage_parser(name: str) -> argparse.ArgumentParser:
         epilog=f"example:\n  {stage.example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    if name == "bench":
+        _add_bench_arguments(parser)
+        return parser
     if name == "sample":
         _add_sample_arguments(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="setting to override")
@@ -199,6 +226,17 @@ def _add_sample_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=float, metavar="W", help="as sample.guidance=W")
     parser.add_argument("--num-images", type=int, default=4, metavar="N", help="how many (4)")
     parser.add_argument("--output", metavar="DIR", help="where to write (the run's samples/)")
+
+
+def _add_bench_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "presets", nargs="*", metavar="PRESET", help="shapes (64T 128S; S B on a GPU)"
+    )
+    parser.add_argument("--device", metavar="cpu|cuda", help="the GPU where there is one")
+    parser.add_argument("--threads", type=int, metavar="N", help="of the CPU's arithmetic")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="pictures (4; 16 on a GPU)")
+    parser.add_argument("--repeats", type=int, default=9, metavar="N", help="rounds (9)")
+    parser.add_argument("--output", metavar="FILE", help="write every figure as JSON")
 
 
 def _terminate(signum: int, frame: object) -> NoReturn:

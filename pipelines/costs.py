@@ -1,0 +1,116 @@
+"""What a network costs: multiply-adds, what it keeps for the backward pass, and time.
+
+Multiply-adds are half of what `torch.utils.flop_counter.FlopCounterMode` counts on the meta device: convolutions and matrix
+products, no elementwise arithmetic. Saved bytes are those of every storage that autograd keeps between forward and backward, each
+once, without the parameters. Times are taken in rounds: each round runs every job once, in an order that rotates, so that what
+else the machine does falls on all of them alike; a ratio is formed within a round and then the median of the rounds is taken.
+
+Called by `peer` and `bench`.
+"""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+Job = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Median and quartiles of repeated measurements."""
+
+    median: float
+    low: float
+    "Lower quartile."
+    high: float
+    "Upper quartile."
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """The spread of at least one value."""
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0])
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, low, high)
+
+
+def macs(forward: Job) -> int:
+    """Multiply-adds of one call, whose tensors may be on the meta device."""
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        forward()
+    return int(counter.get_total_flops()) // 2
+
+
+def num_parameters(network: nn.Module) -> int:
+    """Numbers that training changes."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def saved_bytes(network: nn.Module, forward: Job) -> int:
+    """Bytes that autograd keeps for the backward pass of one call, without the network's parameters and buffers."""
+    own = {
+        tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())
+    }
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()._cdata
+        if storage not in own:
+            kept[storage] = tensor  # held, or its address would be used again
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        result = forward()
+    total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    del result
+    return total
+
+
+def rounds(
+    jobs: Mapping[str, Job], *, repeats: int, warm_up: int, synchronize: Job
+) -> dict[str, list[float]]:
+    """Seconds of each job in each round.
+
+    Args:
+        jobs: what to time, by name.
+        repeats: rounds that count.
+        warm_up: rounds before, which do not.
+        synchronize: waits until the device has finished.
+    """
+    names = list(jobs)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    gc.collect()
+    gc.disable()
+    try:
+        for index in range(-warm_up, repeats):
+            turn = index % len(names)
+            for name in names[turn:] + names[:turn]:
+                synchronize()
+                began = time.perf_counter()
+                jobs[name]()
+                synchronize()
+                if index >= 0:
+                    seconds[name].append(time.perf_counter() - began)
+    finally:
+        gc.enable()
+    return seconds
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
+    """Ours to theirs, round by round."""
+    return Spread.of([a / b for a, b in zip(ours, theirs, strict=True)])
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, synchronize: Job) -> float:
+    """Multiply-adds a second of a large square matrix product: what the device can do at best in this type."""
+    side = 8192 if device.type == "cuda" else 1536
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    seconds = rounds({"matmul": lambda: a @ b}, repeats=10, warm_up=3, synchronize=synchronize)
+    return float(side**3 / statistics.median(seconds["matmul"]))
