@@ -22,7 +22,7 @@ def test_layered_model_works_where_ray_and_transformers_are_absent() -> None:
 
 
 def test_importing_layered_model_brings_little_beyond_torch() -> None:
-    """And so costs little: what it brings takes a fifth of a second of a processor."""
+    """And so costs little: measured, less than a tenth of a second of a processor."""
     _run(
         "import sys, torch\n"
         "before = {name.partition('.')[0] for name in sys.modules}\n"
