@@ -8,7 +8,7 @@ convolution or projection initialised to zero, so each starts as the identity. C
 
 import math
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -47,19 +47,23 @@ NORMS: dict[Literal["group", "pixel"], Norm] = {"group": group_norm, "pixel": Pi
 class LogSNREmbedding(nn.Module):
     """Fourier features of the reference logsnr through a two-layer MLP."""
 
-    frequencies: Tensor
-
     def __init__(self, width: int, num_features: int = 64) -> None:
         super().__init__()
-        # logsnr spans about [-15, 15]: periods from 2 pi * 16 (slow) down to 2 pi / 8 (fast).
-        frequencies = torch.logspace(-4, 3, num_features // 2, base=2.0)
-        self.register_buffer("frequencies", frequencies, persistent=False)
         self.mlp = nn.Sequential(nn.Linear(num_features, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, logsnr: Float[Tensor, " b"]) -> Float[Tensor, "b e"]:
         """One embedding a picture."""
-        phase = logsnr[:, None].float() * self.frequencies
-        return self.mlp(torch.cat([phase.sin(), phase.cos()], dim=1))
+        first = cast(nn.Linear, self.mlp[0])
+        phase = logsnr[:, None].float() * self.frequencies(first.in_features // 2, logsnr.device)
+        return self.mlp(torch.cat([phase.sin(), phase.cos()], dim=1).to(first.weight.dtype))
+
+    @staticmethod
+    def frequencies(count: int, device: torch.device) -> Float[Tensor, " f"]:
+        """Always float32, and no buffer: a phase of 100 in bfloat16 would be anything.
+
+        logsnr spans about [-15, 15]: periods from 2 pi * 16 (slow) down to 2 pi / 8 (fast).
+        """
+        return torch.logspace(-4, 3, count, base=2.0, dtype=torch.float32, device=device)
 
 
 class ResidualBlock(nn.Module):

@@ -18,6 +18,7 @@ LayerText = Sequence[tuple[Tensor, Tensor] | None]
 
 def check_inputs(
     config: UNetConfig,
+    dtype: torch.dtype,
     x: Sequence[Tensor],
     logsnr: Tensor,
     text: Tensor,
@@ -25,7 +26,7 @@ def check_inputs(
     layer_text: LayerText | None = None,
     crop: Box | None = None,
 ) -> None:
-    """Raises ValueError naming the argument, what it is and what it must be."""
+    """Raises ValueError naming the argument, what it is and what it must be for a network with weights of a dtype."""
     if not 1 <= len(x) <= len(config.layers):
         raise ValueError(
             f"x holds {len(x)} pictures, must hold 1 to {len(config.layers)}: "
@@ -36,9 +37,9 @@ def check_inputs(
     for layer, (picture, resolution) in enumerate(zip(x, config.layers, strict=False)):
         shape = (size, config.picture_channels, resolution, resolution)
         _check(f"x[{layer}]", picture, shape)
-        if picture.dtype != x[0].dtype:
-            raise ValueError(f"x[{layer}] is {picture.dtype}, must be {x[0].dtype} like x[0]")
+        _check_dtype(f"x[{layer}]", picture, dtype)
     _check_text(config, size, "text", text, text_mask)
+    _check_dtype("text", text, dtype)
     if layer_text is not None:
         if len(layer_text) != len(x) or layer_text[0] is not None:
             raise ValueError(
@@ -48,6 +49,7 @@ def check_inputs(
         for layer, own in enumerate(layer_text):
             if own is not None:
                 _check_text(config, size, f"layer_text[{layer}]", *own)
+                _check_dtype(f"layer_text[{layer}]", own[0], dtype)
     if crop is not None:
         check_crop(config, crop)
 
@@ -73,6 +75,14 @@ def _check(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, must have {shape}")
     if not tensor.is_floating_point():
         raise ValueError(f"{name} is {tensor.dtype}, must be of floating point")
+
+
+def _check_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+    kind = tensor.device.type
+    if tensor.dtype != dtype and (kind == "meta" or not torch.is_autocast_enabled(kind)):
+        raise ValueError(
+            f"{name} is {tensor.dtype}, must be {dtype} like the weights, or under torch.autocast"
+        )
 
 
 def _check_text(config: UNetConfig, size: int, name: str, text: Tensor, mask: Tensor) -> None:

@@ -162,7 +162,8 @@ class LayeredUNet(nn.Module):
         Raises:
             ValueError: naming the argument that does not fit.
         """
-        check_inputs(self.config, x, logsnr, text, text_mask, layer_text, crop)
+        dtype = self.text.null.dtype
+        check_inputs(self.config, dtype, x, logsnr, text, text_mask, layer_text, crop)
         context, mask, pooled = self.text(text, text_mask)
         time = self.logsnr(logsnr)
         shared = time + pooled
@@ -265,7 +266,8 @@ class SingleScaleUNet(nn.Module):
         crop: Box | None = None,
     ) -> list[Float[Tensor, "b p _h _w"]]:
         """The call of a `LayeredUNet` with one layer: one noisy picture in, one prediction out, no crops."""
-        check_inputs(self.config, x, logsnr, text, text_mask, layer_text, crop)
+        dtype = self.text.null.dtype
+        check_inputs(self.config, dtype, x, logsnr, text, text_mask, layer_text, crop)
         context, mask, pooled = self.text(text, text_mask)
         embedding = self.logsnr(logsnr) + pooled
         h, skips = self.input(x[0]), []

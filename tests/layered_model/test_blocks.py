@@ -6,6 +6,7 @@ from layered_model.blocks import (
     Attention,
     Head,
     LogSNREmbedding,
+    PixelNorm,
     ResidualBlock,
     TransformerBlock,
     Upsample,
@@ -100,12 +101,26 @@ def test_logsnr_is_embedded_finely_and_without_repetition(gap):
     torch.manual_seed(0)
     embedding = LogSNREmbedding(16)
     logsnr = torch.arange(-18, 18, gap)
-    phase = logsnr[:, None] * embedding.frequencies
+    phase = logsnr[:, None] * embedding.frequencies(32, logsnr.device)
     features = torch.cat([phase.sin(), phase.cos()], dim=1)
     distance = torch.cdist(features, features) + 10 * torch.eye(len(logsnr))
     assert distance.min() > gap**0.5 / 2 if gap < 1 else distance.min() > 1
     assert embedding(logsnr).isfinite().all()
 
 
-def test_the_frequencies_are_no_part_of_a_checkpoint():
-    assert "frequencies" not in LogSNREmbedding(8).state_dict()
+def test_the_embedding_keeps_its_precision_in_bfloat16():
+    torch.manual_seed(0)
+    embedding = LogSNREmbedding(16)
+    logsnr = torch.linspace(-18, 18, 200)
+    exact = embedding(logsnr)
+    error = (embedding.bfloat16()(logsnr) - exact).square().mean().sqrt()
+    assert error < 0.01 * exact.std()
+
+
+def test_pixel_norm_is_the_layer_norm_of_each_pixel():
+    norm, x = shake(PixelNorm(8)), randn(2, 8, 3, 4)
+    expected = torch.nn.functional.layer_norm(
+        x.permute(0, 2, 3, 1), (8,), norm.weight, norm.bias
+    ).permute(0, 3, 1, 2)
+    torch.testing.assert_close(norm(x), expected)
+    assert torch.equal(norm(x)[..., 1:, 2:], norm(x[..., 1:, 2:]))

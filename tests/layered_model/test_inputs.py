@@ -38,7 +38,7 @@ def changed(batch, index, value):
         ),
         (
             lambda b: (0, [b[0][0], b[0][1].double()]),
-            r"x\[1\] is torch.float64, must be torch.float32",
+            r"x\[1\] is torch.float64, must be torch.float32 like the weights",
         ),
         (lambda b: (1, b[1][:, None]), r"logsnr has shape \(2, 1\), must have \(2,\)"),
         (lambda b: (1, b[1][0]), r"logsnr has shape \(\), must have \(1,\)"),
@@ -55,6 +55,26 @@ def test_what_does_not_fit_is_named(change, message, tiny, awake, batch_of):
     batch = batch_of(network.config)
     with pytest.raises(ValueError, match=message):
         unchecked(network, *changed(batch, *change(batch)))
+
+
+def test_under_autocast_any_floating_point_will_do(tiny, awake, batch_of):
+    network = awake(tiny())
+    x, logsnr, text, mask = batch_of(network.config)
+    half = [picture.bfloat16() for picture in x], logsnr, text.bfloat16(), mask
+    with pytest.raises(ValueError, match=r"x\[0\] is torch.bfloat16, must be torch.float32"):
+        network(*half)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert all(output.isfinite().all() for output in network(*half))
+
+
+def test_weights_in_bfloat16_take_pictures_and_text_in_bfloat16(tiny, awake, batch_of):
+    network = awake(tiny())
+    x, logsnr, text, mask = batch_of(network.config)
+    with torch.no_grad():
+        exact = network(x, logsnr, text, mask)
+        half = network.bfloat16()([p.bfloat16() for p in x], logsnr, text.bfloat16(), mask)
+    for one, other in zip(half, exact, strict=True):
+        assert (one - other).square().mean().sqrt() < 0.05 * other.std()
 
 
 def test_a_single_scale_network_takes_one_picture(tiny, awake, batch_of):
