@@ -21,7 +21,7 @@ from torch import Tensor
 from layered_model.diffusion import LayeredDiffusion
 from layered_model.parametrization import to_x0
 from layered_model.resample import downscale
-from layered_model.steppers import Picture
+from layered_model.steppers import LayerPicture, Picture
 from layered_model.unet import Network
 
 LOW_BOUND = 1.5
@@ -122,7 +122,9 @@ class Denoiser:
         if self.low is not None and not self.diffusion.one_state:
             raise ValueError("a low picture can be finished only by a model with shared noise")
 
-    def _outputs(self, inputs: Sequence[Picture], t: Float[Tensor, " b"]) -> list[Picture]:
+    def _outputs(
+        self, inputs: Sequence[LayerPicture], t: Float[Tensor, " b"]
+    ) -> list[LayerPicture]:
         logsnr = self.diffusion.logsnr_ref(t)
         rows = self.guidance.active(logsnr).nonzero().flatten()
         if not len(rows):
@@ -138,8 +140,8 @@ class Denoiser:
         return guided
 
     def _run(
-        self, inputs: Sequence[Picture], logsnr: Float[Tensor, " b"], rows: Tensor
-    ) -> list[Picture]:
+        self, inputs: Sequence[LayerPicture], logsnr: Float[Tensor, " b"], rows: Tensor
+    ) -> list[LayerPicture]:
         """The network on the batch, followed by the given rows of it without their prompt."""
         options: dict[str, Any] = {}
         if self.layer_prompts is not None:
@@ -154,7 +156,7 @@ class Denoiser:
             outputs = self.network(pictures, logsnr, text.to(dtype), mask, **options)
         return [output.float() for output in outputs]
 
-    def __call__(self, states: list[Picture], t: Float[Tensor, " b"]) -> list[Picture]:
+    def __call__(self, states: list[LayerPicture], t: Float[Tensor, " b"]) -> list[LayerPicture]:
         """Estimates of the clean picture, one per state.
 
         A single state is the top's of the layers that run; its estimate is fused from all of them, and clamped to [-1, 1] at the

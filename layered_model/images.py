@@ -28,8 +28,8 @@ def to_uint8(x0: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b h w c"]:
     return levels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def from_pillow(name: str, pictures: Pictures | None) -> UInt8[Tensor, "b h w 3"] | None:
-    """Pillow's pictures as one tensor; a tensor, and None, as they are.
+def from_pillow(name: str, pictures: Pictures | None) -> Tensor | None:
+    """Pillow's pictures as one uint8 NHWC; a tensor, and None, as they are.
 
     Raises:
         ValueError: if there is none or their sizes differ; `name` says which argument they are.

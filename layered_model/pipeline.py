@@ -264,13 +264,13 @@ class LayeredPipeline:
         fuse_weight: float = 1.0,
         resolution: int | None = None,
         hand_over: float | None = None,
-        image: UInt8[Tensor, "_n h w 3"] | None = None,
-        finish: UInt8[Tensor, "_n h w 3"] | None = None,
+        image: Tensor | None = None,
+        finish: Tensor | None = None,
         strength: float = 0.8,
         on_step: Callable[[Step], None] | None = None,
         progress: bool = False,
     ) -> dict[int, UInt8[Tensor, "b _h _w 3"]]:
-        """Draws one picture a row of text, from embeddings; everything else is as in a call.
+        """Draws one picture a row of text, from embeddings; the rest is as in a call, but pictures are uint8 NHWC.
 
         Returns:
             uint8 NHWC on the CPU for each resolution, low to high.

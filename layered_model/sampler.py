@@ -25,7 +25,7 @@ from layered_model.denoiser import Denoiser
 from layered_model.diffusion import LayeredDiffusion
 from layered_model.noise import white_noise
 from layered_model.resample import downscale, upscale
-from layered_model.steppers import Level, Picture, SamplerKind, Stepper, make_stepper
+from layered_model.steppers import LayerPicture, Level, Picture, SamplerKind, Stepper, make_stepper
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,14 +149,14 @@ class Trajectory:
         """Whether the last estimates were the pictures."""
         return self.index == len(self)
 
-    def advance(self, x0: Sequence[Picture]) -> None:
+    def advance(self, x0: Sequence[LayerPicture]) -> None:
         """Moves the states on by the estimates of their clean pictures."""
         t = self.t
         self.index += 1
         if self.done:
             return
         s = self.t
-        noise: list[Picture | None] = [None] * len(self.diffusion.resolutions)
+        noise: list[LayerPicture | None] = [None] * len(self.diffusion.resolutions)
         if self._steppers[0].needs_noise:
             noise = [*self._draw()]
         self.states = [
@@ -197,7 +197,7 @@ class Trajectory:
     def _level(self, t: Float[Tensor, " b"], layer: int) -> Level:
         return Level(*self.diffusion.alpha_sigma(t, layer))
 
-    def _draw(self) -> list[Picture]:
+    def _draw(self) -> list[LayerPicture]:
         """Fresh noise of every layer of the model, so that no picture depends on where it stops."""
         return self.diffusion.noise(
             lambda r: white_noise(self._generators, self._channels, r).to(self._device)
@@ -222,7 +222,7 @@ class Step:
     "From 0."
     num_evaluations: int
     "In all."
-    x0: list[Picture]
+    x0: list[LayerPicture]
     "Estimate of the clean picture for every state, low to high: the top's alone with shared noise."
 
 
@@ -261,7 +261,7 @@ def sample(
     plan: Plan,
     start: Picture | None = None,
     on_step: Callable[[Step], None] | None = None,
-) -> list[Picture]:
+) -> list[LayerPicture]:
     """Drains `sample_steps`.
 
     Args:

@@ -18,7 +18,7 @@ with the downscale: layers that begin as one picture stay one. Called by `sample
 """
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple, Protocol, get_args
+from typing import ClassVar, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -26,6 +26,8 @@ from torch import Tensor
 
 SamplerKind = Literal["dpmpp_2m", "ddim", "dpmpp_2m_sde", "ddpm", "heun"]
 Picture = Float[Tensor, "b c h w"]
+LayerPicture = Float[Tensor, "b c _h _w"]
+"""Of a list of several resolutions."""
 
 
 class Level(NamedTuple):
@@ -35,6 +37,7 @@ class Level(NamedTuple):
     sigma: Float[Tensor, "#b 1 1 1"]
 
 
+@runtime_checkable
 class Stepper(Protocol):
     """Moves one layer's state; one instance serves one layer of one batch."""
 

@@ -184,9 +184,7 @@ def prompts():
 def draw(seeded, prompts):
     """Draws from a `Gaussian`: options of `Plan`, and of the `Denoiser` by ``denoise``."""
 
-    def make(
-        network, seeds=(5, 6, 7), text=0.0, start=None, on_step=None, denoise=None, **options
-    ):
+    def make(network, seeds=(5, 6, 7), text=0.0, start=None, on_step=None, denoise=None, **options):
         options = {"num_steps": 20, **options}
         denoise = {"guidance": Guidance(), **(denoise or {})}
         denoiser = Denoiser(network, network.diffusion, *prompts(len(seeds), text), **denoise)
