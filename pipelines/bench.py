@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 WORKS = ("forward", "training_step", "sampling_step")
 DEFAULT_PRESETS = {"cpu": ("64T", "128S"), "cuda": ("S", "B")}
 DEFAULT_BATCH_SIZE = {"cpu": 4, "cuda": 16}
+WARM_UP = {"cpu": 1, "cuda": 3}
+"""Rounds that do not count; on a GPU the first compiles."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,9 +158,12 @@ def measure(config: UNetConfig, settings: Settings) -> dict[str, Any]:
         for name, contender in contenders.items():
             contender.compile()
             networks[name]["peak_training_bytes"] = _peak(contender)
-    rate = costs.matrix_rate(batch.pictures.device, ours.dtype, settings.synchronize)
+    product, product_macs = costs.matrix_product(batch.pictures.device, ours.dtype)
     times = {
-        work: _rounds({name: getattr(c, work) for name, c in contenders.items()}, settings)
+        work: _rounds(
+            {name: getattr(c, work) for name, c in contenders.items()} | {"product": product},
+            settings,
+        )
         for work in ("forward", "training_step")
     }
     exits = [int(name) for name in shapes]
@@ -170,6 +175,7 @@ def measure(config: UNetConfig, settings: Settings) -> dict[str, Any]:
     )
     for r in exits:
         networks[f"exit_{r}"] = {"macs": shapes[str(r)]}
+    rate = product_macs / statistics.median(times["training_step"]["product"])
     return _report(networks, times, rate, settings) | {
         "peer_widths": matched.widths,
         "macs_per_second_of_matmul": rate,
@@ -259,7 +265,10 @@ def _rounds(
     jobs: dict[str, costs.Job], settings: Settings, parts: int = 1
 ) -> dict[str, list[float]]:
     taken = costs.rounds(
-        jobs, repeats=settings.repeats, warm_up=2, synchronize=settings.synchronize
+        jobs,
+        repeats=settings.repeats,
+        warm_up=WARM_UP[settings.device],
+        synchronize=settings.synchronize,
     )
     return {name: [value / parts for value in values] for name, values in taken.items()}
 

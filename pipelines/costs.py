@@ -108,9 +108,8 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
     return Spread.of([a / b for a, b in zip(ours, theirs, strict=True)])
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype, synchronize: Job) -> float:
-    """Multiply-adds a second of a large square matrix product: what the device can do at best in this type."""
+def matrix_product(device: torch.device, dtype: torch.dtype) -> tuple[Job, int]:
+    """A large square matrix product, which a device does as fast as it can anything, and its multiply-adds."""
     side = 8192 if device.type == "cuda" else 1536
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    seconds = rounds({"matmul": lambda: a @ b}, repeats=10, warm_up=3, synchronize=synchronize)
-    return float(side**3 / statistics.median(seconds["matmul"]))
+    return lambda: a @ b, side**3
