@@ -2,26 +2,31 @@
 
 The configuration holds everything that is needed to use the weights as they were trained: the network's shape, the diffusion
 (schedules belong to the checkpoint), which text encoder, and how to sample by default. It names the weights by their SHA-256,
-which is checked on loading. Directories may be local or anything fsspec opens, such as ``s3://bucket/model``. Called by
-`pipeline` and the training stage.
+which is checked on loading. The text encoder is named, or lies in ``text_encoder/`` beside them, checked in the same way.
+Directories may be local or anything fsspec opens, such as ``s3://bucket/model``. Called by `pipeline` and the training stage.
 """
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, Self
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from layered_model.diffusion import DiffusionConfig
 from layered_model.shape import UNetConfig
 from layered_model.steppers import SamplerKind
-from layered_model.text import EncoderInfo
+from layered_model.text import EncoderInfo, TextEncoder, content_hash
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+TEXT_ENCODER = "text_encoder"
+"""Directory of a text encoder that goes with the model."""
 FORMAT = 1
 """Version of `config.json`; any other is refused."""
 
@@ -88,14 +93,23 @@ def _section(kind: Any, values: Mapping[str, Any]) -> Any:
         raise ValueError(f"{kind.__name__}: {error}") from error
 
 
-def encode(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, bytes]:
-    """The directory's files, by name, in the order to write them: the configuration last, as the sign of completeness."""
+def encode(
+    config: ModelConfig, weights: Mapping[str, Tensor], text_encoder: Path | None = None
+) -> dict[str, bytes]:
+    """The directory's files, by name, in the order to write them: the configuration last, as the sign of completeness.
+
+    Args:
+        config: Everything but the weights.
+        weights: The network's.
+        text_encoder: The model's own `TEXT_ENCODER` directory, already written; None if the encoder is named only.
+    """
     content = safetensors.torch.save(
         {name: w.detach().cpu().contiguous() for name, w in weights.items()}
     )
     description = {
         "format": FORMAT,
         "weights_sha256": hashlib.sha256(content).hexdigest(),
+        **({"text_encoder_sha256": content_hash(text_encoder)} if text_encoder else {}),
         **asdict(config),
     }
     return {
@@ -111,13 +125,10 @@ def load(path: str) -> tuple[ModelConfig, dict[str, Tensor], str]:
         FileNotFoundError: if it is not a model's directory.
         ValueError: if the configuration is none of this format or the weights are damaged; names the file.
     """
-    config, expected = _load_config(path)
+    config, sums = _load_config(path)
     content = _read(path, WEIGHTS_FILE)
     found = hashlib.sha256(content).hexdigest()
-    if found != expected:
-        raise ValueError(
-            f"{path}/{WEIGHTS_FILE} is damaged: its SHA-256 is {found}, {CONFIG_FILE} says {expected}"
-        )
+    _check_sum(f"{path}/{WEIGHTS_FILE}", found, sums.get("weights_sha256"))
     return config, safetensors.torch.load(content), found
 
 
@@ -126,16 +137,61 @@ def load_config(path: str) -> ModelConfig:
     return _load_config(path)[0]
 
 
-def _load_config(path: str) -> tuple[ModelConfig, str | None]:
+def load_text_encoder(
+    info: EncoderInfo, path: str | None = None, device: torch.device | str = "cpu"
+) -> TextEncoder:
+    """The encoder that a model was trained with: from the model's directory if it lies there, otherwise by its name.
+
+    Args:
+        info: The model's own.
+        path: The model's directory, if it has one.
+        device: Where to compute.
+
+    Raises:
+        ValueError: if it cannot be loaded, or its weights are not those of training.
+    """
+    expected = _load_config(path)[1].get("text_encoder_sha256") if path else None
+    if path and expected:
+        import fsspec
+
+        files, root = fsspec.url_to_fs(f"{path.rstrip('/')}/{TEXT_ENCODER}")
+        with tempfile.TemporaryDirectory(prefix="text-encoder-") as directory:
+            copy = Path(directory, TEXT_ENCODER)
+            files.get(root, str(copy), recursive=True)
+            _check_sum(f"{path}/{TEXT_ENCODER}", content_hash(copy), expected)
+            encoder = TextEncoder.from_pretrained(
+                str(copy), max_tokens=info.max_tokens, device=device
+            )
+        encoder.info = info
+        return encoder
+    encoder = TextEncoder.from_pretrained(info.name, max_tokens=info.max_tokens, device=device)
+    if encoder.info.weights != info.weights:
+        raise ValueError(
+            f"text encoder {info.name} has weights {encoder.info.weights}, "
+            f"but the model was trained with {info.weights}"
+        )
+    return encoder
+
+
+def _load_config(path: str) -> tuple[ModelConfig, dict[str, str]]:
+    """The configuration, and the SHA-256 of what lies beside it."""
     location = f"{path.rstrip('/')}/{CONFIG_FILE}"
     try:
         description = json.loads(_read(path, CONFIG_FILE))
         if not isinstance(description, dict) or description.pop("format", None) != FORMAT:
             raise ValueError(f"format must be {FORMAT}")
-        expected = description.pop("weights_sha256", None)
-        return ModelConfig.from_dict(description), expected
+        names = [name for name in description if name.endswith("_sha256")]
+        sums = {name: description.pop(name) for name in names}
+        return ModelConfig.from_dict(description), sums
     except ValueError as error:
         raise ValueError(f"{location}: {error}") from error
+
+
+def _check_sum(location: str, found: str, expected: str | None) -> None:
+    if found != expected:
+        raise ValueError(
+            f"{location} is damaged: its SHA-256 is {found}, {CONFIG_FILE} says {expected}"
+        )
 
 
 def _read(path: str, name: str) -> bytes:

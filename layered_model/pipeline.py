@@ -11,6 +11,7 @@ users, and by the evaluation and sampling stages.
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -59,6 +60,9 @@ class LayeredPipeline:
         device: Where to compute.
     """
 
+    path: str | None = None
+    "The model's directory, where the model came from one."
+
     def __init__(
         self,
         config: ModelConfig,
@@ -84,19 +88,36 @@ class LayeredPipeline:
         config, weights, sha256 = checkpoint.load(str(path))
         network = _fresh(config.network, seed=0)
         network.load_state_dict(weights)
-        return cls(config, network, sha256, device)
+        pipeline = cls(config, network, sha256, device)
+        pipeline.path = str(path)
+        return pipeline
 
-    def save_pretrained(self, path: str | Path) -> None:
-        """Writes the model's directory; each file appears whole, the configuration last."""
+    def save_pretrained(self, path: str | Path, *, with_text_encoder: bool = False) -> None:
+        """Writes the model's directory; each file appears whole, the configuration last.
+
+        Args:
+            path: Directory, made if it is not there.
+            with_text_encoder: Puts the text encoder beside the network, so that the directory is all that drawing needs; else
+                the encoder is named, and found where it was found in training.
+        """
         os.makedirs(path, exist_ok=True)
-        for name, content in checkpoint.encode(self.config, self.network.state_dict()).items():
+        bundled = Path(path, checkpoint.TEXT_ENCODER) if with_text_encoder else None
+        if bundled:
+            written = Path(path, f".{bundled.name}.tmp")
+            self.text_encoder.save_pretrained(written)
+            shutil.rmtree(bundled, ignore_errors=True)
+            written.rename(bundled)
+        files = checkpoint.encode(self.config, self.network.state_dict(), bundled)
+        for name, content in files.items():
             temporary = Path(path, f".{name}.tmp")
             temporary.write_bytes(content)
             os.replace(temporary, Path(path, name))
 
     def untrained(self, seed: int = 0) -> Self:
         """The same model with fresh weights: what training starts from."""
-        return type(self)(self.config, _fresh(self.config.network, seed), device=self.device)
+        fresh = type(self)(self.config, _fresh(self.config.network, seed), device=self.device)
+        fresh.path = self.path  # where the text encoder may be
+        return fresh
 
     @property
     def resolutions(self) -> tuple[int, ...]:
@@ -116,16 +137,7 @@ class LayeredPipeline:
         Raises:
             ValueError: if it cannot be loaded, or its weights are not those of training.
         """
-        trained_with = self.config.text
-        encoder = TextEncoder.from_pretrained(
-            trained_with.name, max_tokens=trained_with.max_tokens, device=self.device
-        )
-        if encoder.info.weights != trained_with.weights:
-            raise ValueError(
-                f"text encoder {trained_with.name} has weights {encoder.info.weights}, "
-                f"but the model was trained with {trained_with.weights}"
-            )
-        return encoder
+        return checkpoint.load_text_encoder(self.config.text, self.path, self.device)
 
     def encode(self, prompts: Sequence[str]) -> Prompt:
         """Token embeddings of prompts; an empty prompt has no tokens and is thus unconditional."""

@@ -112,6 +112,12 @@ class TextEncoder:
             raise ValueError(_unavailable(name, error)) from error
         return cls(model, tokenizer, info, device)
 
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Writes the encoder, without what was left out in loading, and its tokenizer."""
+        with _quiet():
+            self.model.save_pretrained(directory)
+            self.tokenizer.save_pretrained(directory)
+
     @property
     def width(self) -> int:
         """Length d of a token's embedding."""
@@ -210,7 +216,10 @@ def describe(name: str, *, revision: str | None = None, max_tokens: int) -> Enco
             config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(_unavailable(name, error)) from error
-        weights = f"sha256:{_hash(directory, name)}"
+        try:
+            weights = f"sha256:{content_hash(directory)}"
+        except ValueError as error:
+            raise ValueError(_unavailable(name, error)) from error
     else:
         from transformers import AutoConfig
 
@@ -230,6 +239,23 @@ def describe(name: str, *, revision: str | None = None, max_tokens: int) -> Enco
     return EncoderInfo(name=name, weights=weights, width=width, max_tokens=max_tokens)
 
 
+def content_hash(directory: Path) -> str:
+    """SHA-256 over names and bytes of the files that decide an embedding: weights, configuration and tokenizer.
+
+    Raises:
+        ValueError: there are no weights.
+    """
+    weights = next((found for kind in _WEIGHTS if (found := sorted(directory.glob(kind)))), None)
+    if not weights:
+        raise ValueError(f"no *.safetensors in {directory}")
+    digest = hashlib.sha256()
+    for path in sorted({*weights, *(file for kind in _CONTENT for file in directory.glob(kind))}):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
 def _source(name: str) -> str:
     """What transformers calls it: a directory for ``package:name/path``, otherwise the name itself."""
     if not name.startswith("package:"):
@@ -242,19 +268,6 @@ def _source(name: str) -> str:
     if not directory.is_dir():
         raise ValueError(f"text encoder {name!r}: there is no folder {inside!r} in the package")
     return str(directory)
-
-
-def _hash(directory: Path, name: str) -> str:
-    """sha256 over names and bytes of the files that decide an embedding."""
-    weights = next((found for kind in _WEIGHTS if (found := sorted(directory.glob(kind)))), None)
-    if not weights:
-        raise ValueError(f"text encoder {name!r}: no *.safetensors in {directory}")
-    digest = hashlib.sha256()
-    for path in sorted({*weights, *(file for kind in _CONTENT for file in directory.glob(kind))}):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager

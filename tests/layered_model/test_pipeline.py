@@ -285,6 +285,41 @@ def test_saving_and_loading_changes_no_bit(pipe, tmp_path):
     ]
 
 
+@pytest.fixture
+def bundle(pipe, tmp_path):
+    """A model's directory with its text encoder, which is to be had nowhere else."""
+    folder = tmp_path / "bundle"
+    config = replace(pipe.config, text=replace(pipe.config.text, name="no/such/encoder"))
+    gone = LayeredPipeline(config, pipe.network)
+    gone.text_encoder = pipe.text_encoder
+    gone.save_pretrained(folder, with_text_encoder=True)
+    return folder
+
+
+def test_a_text_encoder_goes_with_its_model(pipe, bundle):
+    import fsspec
+
+    fsspec.filesystem("memory").put(str(bundle), "/models/bundle", recursive=True)
+    drawn = pipe("a red apple", seed=5).images[16][0]
+    for path in (bundle, "memory://models/bundle"):
+        loaded = LayeredPipeline.from_pretrained(path)
+        assert np.array_equal(loaded("a red apple", seed=5).images[16][0], drawn)
+        assert loaded.untrained().text_encoder.info == loaded.config.text
+
+
+def test_what_is_saved_again_is_the_encoder_of_now(bundle):
+    (bundle / "text_encoder" / "spiece.model").write_text("of an older one")
+    loaded = LayeredPipeline.from_pretrained(bundle.rename(bundle.with_name("read")))
+    with pytest.raises(ValueError, match=r"read/text_encoder is damaged: its SHA-256 is"):
+        loaded("cat")
+    (bundle.with_name("read") / "text_encoder" / "spiece.model").unlink()
+    loaded.save_pretrained(bundle, with_text_encoder=True)
+    (bundle / "text_encoder" / "spiece.model").write_text("of an older one")
+    loaded.save_pretrained(bundle, with_text_encoder=True)
+    assert not (bundle / "text_encoder" / "spiece.model").exists()
+    LayeredPipeline.from_pretrained(bundle)("cat")
+
+
 def test_a_model_loads_from_any_file_system(pipe, tmp_path):
     import fsspec
 
