@@ -58,7 +58,7 @@ class LogSNREmbedding(nn.Module):
         return self.mlp(torch.cat([phase.sin(), phase.cos()], dim=1).to(first.weight.dtype))
 
     @staticmethod
-    def frequencies(count: int, device: torch.device) -> Float[Tensor, " f"]:
+    def frequencies(count: int, device: torch.device) -> Float[Tensor, " {count}"]:
         """Always float32, and no buffer: a phase of 100 in bfloat16 would be anything.
 
         logsnr spans about [-15, 15]: periods from 2 pi * 16 (slow) down to 2 pi / 8 (fast).

@@ -83,7 +83,7 @@ def _check_keys(kind: Any, values: Any, required: set[str]) -> None:
         raise ValueError(f"{kind.__name__} knows no {', '.join(sorted(unknown))}")
 
 
-def _section(kind: Any, values: Mapping[str, Any]) -> Any:
+def _section(kind: Any, values: Any) -> Any:
     """A flat dataclass whose lists in JSON are tuples."""
     required = {field.name for field in fields(kind) if field.default is MISSING}
     _check_keys(kind, values, required)

@@ -77,7 +77,7 @@ def output_weight(
 
 def stratified_times(
     first: int, count: int, total: int, generator: torch.Generator
-) -> Float[Tensor, " count"]:
+) -> Float[Tensor, " {count}"]:
     """Times of pictures ``first ... first + count - 1`` of a global batch: one in each of ``total`` equal strata of [0, 1].
 
     Every rank passes a generator in the same state, so that strata are shared out without communication; they are shuffled,

@@ -27,7 +27,7 @@ def kernel_of(noise: NoiseKind) -> Kernel:
 
 def white_noise(
     generators: Sequence[torch.Generator], channels: int, resolution: int
-) -> Float[Tensor, "b c h w"]:
+) -> Float[Tensor, "b {channels} {resolution} {resolution}"]:
     """One unit Gaussian field per generator, drawn on the generator's device.
 
     Raises:

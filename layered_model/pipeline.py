@@ -31,7 +31,7 @@ from layered_model.images import Pictures, from_pillow, to_float, to_uint8
 from layered_model.resample import downscale, upscale
 from layered_model.sampler import Plan, Step, sample
 from layered_model.shape import UNetConfig
-from layered_model.steppers import Picture, SamplerKind
+from layered_model.steppers import LayerPicture, Picture, SamplerKind
 from layered_model.text import TextEncoder, pad
 from layered_model.unet import Network, make_network
 
@@ -363,7 +363,7 @@ class LayeredPipeline:
 
     def _start(
         self, count: int, resolution: int | None, image: Tensor | None, finish: Tensor | None
-    ) -> tuple[Picture | None, Picture | None]:
+    ) -> tuple[Picture | None, LayerPicture | None]:
         """The clean pictures to start from, and the low ones to impose."""
         if image is not None and finish is not None:
             raise ValueError("image and finish cannot both be given: each says where to start")

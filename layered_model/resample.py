@@ -31,7 +31,7 @@ from torch import Tensor
 Kernel = Literal["sinc", "periodic", "box"]
 
 
-def _dct_matrix(n: int) -> Float[Tensor, "n n"]:
+def _dct_matrix(n: int) -> Float[Tensor, "{n} {n}"]:
     """Orthonormal DCT-II, float64: row f holds frequency f."""
     position = torch.arange(n, dtype=torch.float64)
     matrix = torch.cos(math.pi / n * (position + 0.5) * position[:, None]) * math.sqrt(2.0 / n)
@@ -39,7 +39,7 @@ def _dct_matrix(n: int) -> Float[Tensor, "n n"]:
     return matrix
 
 
-def _fourier_matrix(n: int) -> Float[Tensor, "n n"]:
+def _fourier_matrix(n: int) -> Float[Tensor, "{n} {n}"]:
     """Orthonormal real Fourier basis at pixel centres, float64, from low frequencies to high: constant, cosine, sine, ..."""
     position = 2.0 * math.pi / n * (torch.arange(n, dtype=torch.float64) + 0.5)
     phase = torch.arange(1, n // 2 + 1)[:, None] * position
@@ -55,7 +55,7 @@ def _fourier_matrix(n: int) -> Float[Tensor, "n n"]:
 )  # a matrix first needed while sampling must serve training as well
 def resampling_matrix(
     kernel: Kernel, high: int, low: int, dtype: torch.dtype, device: torch.device
-) -> Float[Tensor, "low high"]:
+) -> Float[Tensor, "{low} {high}"]:
     """The matrix ``A`` from ``high`` to ``low`` pixels, computed in float64 and kept per dtype and device.
 
     Raises:
@@ -78,7 +78,7 @@ def resampling_matrix(
     return matrix.to(device, dtype)
 
 
-def _periodic_band(high: int, low: int) -> Float[Tensor, "low high"]:
+def _periodic_band(high: int, low: int) -> Float[Tensor, "{low} {high}"]:
     """The waves of ``high`` that ``low`` can hold; at its Nyquist frequency only the sine."""
     band = _fourier_matrix(high)[: low + (low % 2 == 0 and low < high)]
     return torch.cat([band[: low - 1], band[-1:]])
@@ -125,7 +125,7 @@ def _scale(x: Tensor, kernel: Kernel, high: int, low: int, *, up: bool) -> Tenso
 
 def project(
     x: Float[Tensor, "*batch high high"], low: int, kernel: Kernel = "sinc"
-) -> Float[Tensor, "*batch low low"]:
+) -> Float[Tensor, "*batch {low} {low}"]:
     """``P x``: keeps white noise white with the same variance. Computed in float32 at least, also under autocast."""
     high = x.shape[-1]
     return x if high == low else _scale(x, kernel, high, low, up=False)
@@ -133,14 +133,14 @@ def project(
 
 def downscale(
     x: Float[Tensor, "*batch high high"], low: int, kernel: Kernel = "sinc"
-) -> Float[Tensor, "*batch low low"]:
+) -> Float[Tensor, "*batch {low} {low}"]:
     """``D x``: keeps the amplitude of a picture. Sinc overshoots [-1, 1] at edges; clamp only when saving."""
     return project(x, low, kernel) * (low / x.shape[-1])
 
 
 def upscale(
     x: Float[Tensor, "*batch low low"], high: int, kernel: Kernel = "sinc"
-) -> Float[Tensor, "*batch high high"]:
+) -> Float[Tensor, "*batch {high} {high}"]:
     """``U x``: band-limited upscaling (nearest for ``box``), with ``downscale(upscale(x)) == x``."""
     low = x.shape[-1]
     return x if low == high else _scale(x, kernel, high, low, up=True) * (high / low)

@@ -55,7 +55,7 @@ class Plan:
         make_stepper(self.sampler, self.eta)
 
 
-def sampling_times(diffusion: LayeredDiffusion, num_steps: int) -> Float[Tensor, " steps"]:
+def sampling_times(diffusion: LayeredDiffusion, num_steps: int) -> Float[Tensor, " {num_steps}+1"]:
     """Times of the network evaluations, from noise to nearly clean, and 0 as the end of the last step.
 
     Even steps in t are even in the angle of the *reference's* cosine. A top layer eight times as large still holds noise of half

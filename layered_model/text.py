@@ -52,7 +52,7 @@ class EncoderInfo:
 class Encoded:
     """Captions as token embeddings."""
 
-    tokens: list[Float[Tensor, "n d"]]
+    tokens: list[Float[Tensor, "_n d"]]
     "Float16, on the CPU, one entry a caption; equal captions share one tensor."
     truncated: list[bool]
     "Whether the caption had more than ``max_tokens`` tokens."
@@ -159,7 +159,7 @@ class TextEncoder:
         return ids, truncated
 
     @torch.inference_mode()
-    def _run(self, ids: list[list[int]]) -> list[Float[Tensor, "n d"]]:
+    def _run(self, ids: list[list[int]]) -> list[Float[Tensor, "_n d"]]:
         lengths = [len(tokens) for tokens in ids]
         if not max(lengths):
             raise ValueError(
@@ -182,8 +182,8 @@ class TextEncoder:
 
 
 def pad(
-    tokens: Sequence[Float[Tensor, "n d"]], max_tokens: int
-) -> tuple[Float[Tensor, "b max_tokens d"], Bool[Tensor, "b max_tokens"]]:
+    tokens: Sequence[Float[Tensor, "_n d"]], max_tokens: int
+) -> tuple[Float[Tensor, "b {max_tokens} d"], Bool[Tensor, "b {max_tokens}"]]:
     """Stacks token embeddings of different lengths.
 
     Args:

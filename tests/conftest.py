@@ -9,8 +9,6 @@ from pathlib import Path
 import jaxtyping
 import pytest
 
-from pipelines import session
-
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 QUICK_RAY = {
@@ -25,19 +23,24 @@ QUICK_RAY = {
 NUM_CPUS = 4
 """Logical: two train workers, and two for Ray Data."""
 
+CHECKER = (
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True, "
+    "hint_overrides=beartype.FrozenDict({beartype.typing.Self: object})))"
+)
+"""For jaxtyping's hook. An int is a float; `Self`, which beartype knows only of classes that it decorates itself, is anything."""
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     parser.addoption(
         "--no-shape-checks",
         action="store_true",
         help="leave jaxtyping's checks out; tests marked compile need that",
     )
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    if not config.getoption("--no-shape-checks"):
-        checker = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
-        jaxtyping.install_import_hook("layered_model", checker)
+    # Not in `pytest_configure`: named on the command line, a test's folder has its conftest loaded before that, which imports
+    # `layered_model`. A worker of xdist is given its controller's arguments.
+    arguments = pluginmanager.get_plugin("pytestconfig").invocation_params.args
+    if not parser.parse_known_args(arguments).no_shape_checks:
+        jaxtyping.install_import_hook("layered_model", CHECKER)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -49,9 +52,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(skip)
 
 
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls go without jaxtyping, as a user's do: to test what our own code says about a wrong type or shape, or to be quick."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """A local Ray for the whole run, which `session.connect` finds running."""
+    from pipelines import session
+
     os.environ.update(QUICK_RAY)
     session.set_environment()
     import ray

@@ -118,6 +118,7 @@ def test_a_missing_file_is_named(directory, name):
         (lambda d: d.pop("format"), "format must be 1"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_a_configuration_that_does_not_fit_is_named(directory, change, message):
     rewrite(directory, change)
     with pytest.raises(ValueError, match=f"{directory / CONFIG_FILE}: .*{message}"):

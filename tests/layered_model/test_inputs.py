@@ -1,15 +1,7 @@
-import inspect
-
 import pytest
 import torch
 
 from layered_model.unet import LayeredUNet, SingleScaleUNet
-
-
-def unchecked(network, *args, **kwargs):
-    """The network without the shape checks that pytest puts around it."""
-    forward = inspect.unwrap(type(network).forward)
-    return forward(network, *args, **kwargs)
 
 
 def changed(batch, index, value):
@@ -50,11 +42,12 @@ def changed(batch, index, value):
         (lambda b: (3, b[3][:, 1:]), r"the mask of text is torch.bool of shape \(2, 4\)"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_what_does_not_fit_is_named(change, message, tiny, awake, batch_of):
     network = awake(tiny())
     batch = batch_of(network.config)
     with pytest.raises(ValueError, match=message):
-        unchecked(network, *changed(batch, *change(batch)))
+        network(*changed(batch, *change(batch)))
 
 
 def test_under_autocast_any_floating_point_will_do(tiny, awake, batch_of):
@@ -94,9 +87,10 @@ def test_a_single_scale_network_takes_one_picture(tiny, awake, batch_of):
         (lambda t, m: [None, (t, m.long()), None], r"the mask of layer_text\[1\] is torch.int64"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_layer_text_that_does_not_fit_is_named(layer_text, message, tiny, awake, batch_of):
     network = awake(tiny())
     assert isinstance(network, LayeredUNet)
     x, logsnr, text, mask = batch_of(network.config)
     with pytest.raises(ValueError, match=message):
-        unchecked(network, x, logsnr, text, mask, layer_text=layer_text(text, mask))
+        network(x, logsnr, text, mask, layer_text=layer_text(text, mask))

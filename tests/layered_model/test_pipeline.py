@@ -1,5 +1,4 @@
 import copy
-import inspect
 from dataclasses import replace
 from typing import get_args
 
@@ -256,9 +255,10 @@ PICTURE = Image.new("RGB", (16, 16))
         ({"finish": PICTURE.resize((8, 8)), "image": PICTURE}, "cannot both be given"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_what_cannot_be_drawn_is_named(pipe, options, message):
     with pytest.raises(ValueError, match=message):
-        inspect.unwrap(LayeredPipeline.__call__)(pipe, **{"prompt": "cat", **options})
+        pipe(**{"prompt": "cat", **options})
 
 
 def test_embeddings_must_fit_the_model_and_the_seeds(pipe):

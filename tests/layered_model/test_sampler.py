@@ -20,10 +20,14 @@ KINDS = get_args(SamplerKind)
 FLOW = ["dpmpp_2m", "ddim", "heun"]
 PREDICTIONS = ["v", "x0", "eps"]
 
+many_steps = pytest.mark.usefixtures("unchecked")
+"""Checking every call of thousands of steps would take twice as long again as the steps."""
+
 
 # What is drawn.
 
 
+@many_steps
 @pytest.mark.parametrize("coloured", [False, True])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize(
@@ -40,6 +44,7 @@ def test_the_flow_draws_the_gaussian(
     torch.testing.assert_close(low, downscale(high, 8), rtol=0, atol=1e-6)
 
 
+@many_steps
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_drawn_has_mean_and_covariance_of_the_gaussian(kind, prediction, gaussian, draw):
@@ -257,6 +262,7 @@ def flow_from(network, seeded, x0, times, resolution=16):
     return network.flow(alpha * x0 + sigma * white_noise(seeded(), 3, resolution), alpha, sigma)
 
 
+@many_steps
 @pytest.mark.parametrize("strength", [0.2, 0.5, 0.8])
 @pytest.mark.parametrize("kind", FLOW)
 def test_a_start_goes_on_from_its_noised_picture(kind, strength, gaussian, draw, seeded):

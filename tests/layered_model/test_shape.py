@@ -31,6 +31,7 @@ def test_a_single_scale_network_has_the_top_alone_as_layer(tiny):
         ({"dropout": 1.0}, "dropout=1.0 must lie in"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_a_wrong_shape_names_its_field(changes, message, tiny):
     with pytest.raises(ValueError, match=message):
         tiny(**changes)
