@@ -21,8 +21,7 @@ demo: $(VENV)/.demo  ## prepare, train, evaluate and draw, on the embedded pictu
 	@$(BIN)/layered demo
 
 test: $(VENV)/.dev  ## every test that a machine without GPU can run
-	@$(BIN)/python -m pytest -m "not gpu and not browser and not compile and not alone"
-	$(BIN)/python -m pytest -m alone
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup -m "not gpu and not browser and not compile"
 	$(BIN)/python -m pytest -m "compile and not gpu" --no-shape-checks
 
 check: $(VENV)/.dev  ## lint, format, types and the walls between modules
