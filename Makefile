@@ -14,15 +14,21 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # torch without CUDA: 0.2 GB instead of 2.5 GB. Used where no GPU answers.
 TORCH_CPU ?= https://download.pytorch.org/whl/cpu/torch/
 
+# As many processes as cores, each with one thread, and all that need Ray in one of them.
+SIDE_BY_SIDE = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup
+
 help:  ## list the targets
 	@awk -F ':.*##  ?' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
 demo: $(VENV)/.demo  ## prepare, train, evaluate and draw, on the embedded pictures: runs/demo
 	@$(BIN)/layered demo
 
-test: $(VENV)/.dev  ## every test that a machine without GPU can run
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup -m "not gpu and not browser and not compile"
+test: $(VENV)/.dev  ## what a machine without GPU can test in minutes
+	@$(SIDE_BY_SIDE) -m "not slow and not gpu and not browser and not compile"
 	$(BIN)/python -m pytest -m "compile and not gpu" --no-shape-checks
+
+slow: $(VENV)/.dev  ## the long tests: whole stages interrupted, a model that learns photographs by heart
+	@$(SIDE_BY_SIDE) -m "slow and not gpu and not browser"
 
 check: $(VENV)/.dev  ## lint, format, types and the walls between modules
 	@$(BIN)/ruff check
@@ -71,4 +77,4 @@ $(VENV)/.dev: $(VENV)/.demo
 # Without this page pip takes the build from its usual index, which works as well and is larger.
 answers := $(PYTHON) -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)' 2>/dev/null
 
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test slow check format bench clean

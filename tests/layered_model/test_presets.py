@@ -18,6 +18,9 @@ ROOT = Path(__file__).parents[2]
 TOKENS = 64
 
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+
 @functools.cache
 def cost(config, num_tokens=TOKENS, num_layers=None):
     """Multiply-adds of one forward pass of one picture, and parameters."""
@@ -35,11 +38,6 @@ def ratio(config, num_tokens=TOKENS):
     """Multiply-adds of the layered network over those of the single-scale network of the same shape."""
     single = dataclasses.replace(config, kind="single_scale")
     return cost(config, num_tokens)[0] / cost(single, num_tokens)[0]
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_layered_network_costs_a_seventh_less(name):
-    assert 0.85 <= ratio(PRESETS[name]) <= 0.87
 
 
 @pytest.mark.parametrize("preset", ["emoji128", "photo128", "coco512", "coco1024"])
@@ -77,7 +75,7 @@ def test_the_documented_table_holds_every_preset():
 
 
 @pytest.mark.parametrize("row", table_of_costs(), ids=lambda row: row[0])
-def test_the_documented_costs_are_those_counted(row):
+def test_a_layered_network_costs_a_seventh_less_as_documented(row):
     name, layered, single, share, without_top, trunk, millions = row
     config = PRESETS[name]
     macs, parameters = cost(config)
@@ -86,6 +84,7 @@ def test_the_documented_costs_are_those_counted(row):
     digits = 2 if macs < 1e11 else 1
     counted = [round(value / 1e9, digits) for value in (macs, reference, *exits)]
     assert counted == [layered, single, without_top, trunk]
+    assert 0.85 <= macs / reference <= 0.87
     assert round(macs / reference, 4) == share
     assert round(parameters / 1e6, 1) == millions
 

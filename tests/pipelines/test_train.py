@@ -201,7 +201,7 @@ def test_a_dataset_of_another_kind_is_refused(
 def test_the_single_scale_network_is_trained_and_drawn_alike(
     configure, without_ray, local_ray, tmp_path
 ) -> None:
-    config = configure(*SMALL_MODEL, *TINY, "model.kind=single_scale")
+    config = configure(*SMALL_MODEL, *TINY, "model.kind=single_scale", "train.num_workers=1")
     prepare.run(config)
     model = train.run(_with(config, str(tmp_path / "run"), 32))
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
@@ -236,6 +236,7 @@ def test_a_model_grows_from_a_trained_one(configure, trained, local_ray, tmp_pat
     config = configure(
         *GROWN,
         *TINY,
+        "train.num_workers=1",
         "model.upper_norm=pixel",
         f"train.grow_from={trained}",
         "train.crop_resolution=32",
