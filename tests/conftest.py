@@ -43,6 +43,7 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
         jaxtyping.install_import_hook("layered_model", CHECKER)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     # What takes long goes first, so that no process of xdist's is left with it alone at the end; Ray's own in one of them, and
     # of those the ones that must have no other Ray beside them before the others start theirs.
