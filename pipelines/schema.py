@@ -20,6 +20,7 @@ MANIFEST = "manifest.json"
 SETTINGS = "preparing.json"
 """Settings of a dataset that is not finished; gone once the manifest is there."""
 NULL_TEXT = "null_text.npy"
+REJECTS_FOLDER = "rejects"
 ROWS_PER_GROUP = 256
 """Rows are in an order that does not depend on content, so that a row group is a random sample."""
 
@@ -76,7 +77,7 @@ def data_file(split: str, index: int) -> str:
 
 def rejects_file(split: str, index: int) -> str:
     """Path of the rejected pictures that would have been in `data_file`."""
-    return f"rejects/{split}-{index:05d}.parquet"
+    return f"{REJECTS_FOLDER}/{split}-{index:05d}.parquet"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,13 +124,15 @@ class Settings:
     """Everything that decides a dataset's content. Equal settings, equal bytes."""
 
     version: int
-    train_annotations: str
-    "sha256 of the file."
-    train_images: str
+    train_annotations: str | None
+    "sha256 of the file, or of what a source of another kind lists; None without the split."
+    train_images: str | None
     "As configured."
-    val_annotations: str
-    val_images: str
-    crop: str
+    val_annotations: str | None
+    val_images: str | None
+    crop: Literal["center", "random"]
+    max_pixels: int
+    "Of a picture that is not rejected for its size."
     resolution: int
     "Pixels of a side."
     image_format: Literal["png", "webp", "jpeg"]

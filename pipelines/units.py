@@ -4,31 +4,25 @@
                                  --EncodeAndWrite, an actor-->  {split, index, file}
 
 So however Ray Data splits, merges or orders its blocks, a file holds the same bytes, and it appears with one atomic
-write after its rejects: a file that is there is finished. Entries are JSON and tables Arrow's stream format, both as
-bytes. This module is loaded in every worker and imports torch only where text is encoded.
+write after its rejects: a file that is there is finished. Entries and tables travel in Arrow's stream format, as bytes.
+This module is loaded in every worker and imports torch only where text is encoded.
 """
 
-import concurrent.futures
 import dataclasses
-import functools
+import hashlib
 import io
 import json
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from pipelines import pictures, schema, storage
+from pipelines.annotations import shuffle_key
 from pipelines.schema import Counts, DataFile, Settings
-
-REMOTE_READS = 16
-"""Pictures fetched at once from an object store by one task; it waits for the network, not for its CPU."""
-
-UNREADABLE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
-"""Faults of a picture; any other, such as a lost connection, stops the stage, which can then be run again."""
-
-Row = dict[str, Any]
+from pipelines.sources import Row, Source
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,48 +33,65 @@ class Reject:
     error: str
 
 
-def decode_unit(row: Row, *, images: dict[str, str], settings: Settings) -> Row:
+def decode_unit(row: Row, *, sources: Mapping[str, Source | None], settings: Settings) -> Row:
     """Reads, crops, resizes and encodes the pictures of a unit.
 
     Args:
         row: ``split``, ``index``, ``entries``.
-        images: split -> absolute path of its pictures' folder.
+        sources: split -> what reads its pictures.
         settings: of the dataset.
 
     Returns:
         ``split``, ``index``, ``table`` (all columns but text), ``rejects``, ``counts``.
     """
-    entries = json.loads(row["entries"])
-    read = functools.partial(_picture, folder=images[row["split"]], settings=settings)
-    threads = REMOTE_READS if storage.is_remote(images[row["split"]]) else 1
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        results = list(pool.map(read, entries))
-    rows, rejects = [], []
+    Image.MAX_IMAGE_PIXELS = None  # `Settings.max_pixels` takes the place of Pillow's own limit
+    entries = _from_bytes(row["entries"]).to_pylist()
+    entries.sort(key=lambda entry: shuffle_key(entry["image_id"]))
+    results = _pictures(sources[row["split"]], entries, settings)
+    rows, rejects, num_empty = [], [], 0
     for entry, result in zip(entries, results, strict=True):
         about = {key: entry[key] for key in ("image_id", "file_name")}
         if isinstance(result, Reject):
             rejects.append(about | dataclasses.asdict(result))
         else:
             rows.append(about | result | {key: entry[key] for key in ("captions", "caption_ids")})
+            num_empty += entry["num_empty"]
     counts = Counts(
         images=len(rows),
         rejects=len(rejects),
         captions=sum(len(one["captions"]) for one in rows),
-        empty_captions=sum(
-            entry["num_empty"]
-            for entry, result in zip(entries, results, strict=True)
-            if not isinstance(result, Reject)
-        ),
+        empty_captions=num_empty,
     )
     names = [name for name in schema.arrow_schema({}).names if not name.startswith(schema.TEXT)]
     part = pa.schema([schema.arrow_schema({}).field(name) for name in names])
     return {
         "split": row["split"],
         "index": row["index"],
-        "table": _to_bytes(pa.Table.from_pylist(rows, schema=part)),
-        "rejects": _to_bytes(pa.Table.from_pylist(rejects, schema=schema.REJECTS)),
+        "table": to_bytes(pa.Table.from_pylist(rows, schema=part)),
+        "rejects": to_bytes(pa.Table.from_pylist(rejects, schema=schema.REJECTS)),
         "counts": json.dumps(dataclasses.asdict(counts)),
     }
+
+
+def _pictures(
+    source: Source | None, entries: Sequence[Row], settings: Settings
+) -> list[Row | Reject]:
+    """Columns of each picture, or why there are none."""
+    results: dict[int, Row | Reject] = {
+        index: Reject(stage="index", error=entry["error"])
+        for index, entry in enumerate(entries)
+        if entry["error"] is not None
+    }
+    usable = [index for index in range(len(entries)) if index not in results]
+    if source is not None:
+        for number, content in source.read([entries[index] for index in usable]):
+            index = usable[number]
+            results[index] = (
+                Reject(stage="read", error=_reason(content))
+                if isinstance(content, OSError)
+                else _picture(entries[index], content, settings)
+            )
+    return [results[index] for index in range(len(entries))]
 
 
 class EncodeAndWrite:
@@ -189,25 +200,27 @@ def find_finished(
     return DataFile(path=path, rows=rows, bytes=size), Counts(**ours["counts"])
 
 
-def _picture(entry: Row, folder: str, settings: Settings) -> Row | Reject:
+def _picture(entry: Row, content: bytes, settings: Settings) -> Row | Reject:
     """Columns of one picture, or why there are none."""
-    if entry["error"] is not None:
-        return Reject(stage="index", error=entry["error"])
+    place = None
+    if settings.crop == "random":
+        digest = hashlib.sha256(f"crop {entry['image_id']}".encode()).digest()
+        place = int.from_bytes(digest[:8], "big")
     try:
-        content = storage.read_bytes(storage.join(folder, entry["file_name"]))
-    except UNREADABLE as error:
-        return Reject(stage="read", error=_reason(error))
-    try:
-        picture = pictures.decode(content)
-        width, height = picture.size
-        square = pictures.center_square(picture, settings.resolution)
-        encoded = pictures.encode(square, settings.image_format, settings.image_quality)
+        square = pictures.make_square(
+            content,
+            resolution=settings.resolution,
+            place=place,
+            image_format=settings.image_format,
+            quality=settings.image_quality,
+            max_pixels=settings.max_pixels,
+        )
     except (
         Exception
     ) as error:  # Pillow raises nearly everything, and one bad picture must not stop the others
         return Reject(stage="decode", error=_reason(error))
-    image = {"bytes": encoded, "path": entry["file_name"]}
-    return {"width": width, "height": height, "image": image}
+    image = {"bytes": square.content, "path": entry["file_name"]}
+    return {"width": square.width, "height": square.height, "image": image}
 
 
 def _reason(error: Exception) -> str:
@@ -218,7 +231,8 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text}"
 
 
-def _to_bytes(table: pa.Table) -> bytes:
+def to_bytes(table: pa.Table) -> bytes:
+    """A table for the way through Ray Data."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)

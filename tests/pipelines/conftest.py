@@ -165,7 +165,7 @@ def without_ray(monkeypatch):
         )
         files = {}
         for row in missing:
-            done = write(units.decode_unit(row, images=plan.images, settings=plan.settings))
+            done = write(units.decode_unit(row, sources=plan.sources, settings=plan.settings))
             files[row["split"], row["index"]] = units.finished_from_json(done["file"])
             made.append((row["split"], row["index"]))
         return files

@@ -10,7 +10,7 @@ import pytest
 from pipelines import prepare, schema
 from pipelines.config import UserError
 from pipelines.dataset import PreparedDataset, decode_rows, read_row_group, text_of, text_rows
-from pipelines.pictures import center_square, decode
+from pipelines.pictures import crop_square, decode
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def test_pixels_are_those_of_the_source(dataset, coco):
     assert pixels.shape == (5, 64, 64, 3)
     assert pixels.dtype == np.uint8
     for name, picture in zip(table.column("file_name").to_pylist(), pixels, strict=True):
-        source = center_square(decode((coco / "val" / name).read_bytes()), 64)
+        source = crop_square(decode((coco / "val" / name).read_bytes()), 64)
         assert np.array_equal(picture, np.asarray(source))
 
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines import prepare, units
+from pipelines import prepare
 from pipelines.config import UserError
 from pipelines.schema import Manifest
 
@@ -54,7 +54,7 @@ def test_rejects_say_why(dataset):
     why = {(row["image_id"], row["file_name"]): row for row in rejects_of(dataset)}
     expected = {
         (7, "missing.jpg"): ("read", "FileNotFoundError: No such file or directory"),
-        (8, "half.jpg"): ("decode", "truncated"),
+        (8, "half.jpg"): ("decode", "ValueError: Premature end of JPEG file"),
         (9, "text.jpg"): ("decode", "cannot identify image file"),
         (11, "all_empty.png"): ("index", "all of its captions are empty"),
         (12, "no_caption.png"): ("index", "it has no caption"),
@@ -131,7 +131,7 @@ def test_too_many_rejects_fail_at_the_end_and_can_be_accepted(configure, without
         prepare.run(configure("data.max_reject_fraction=0.1"))
     message = str(caught.value)
     assert message.startswith("data.max_reject_fraction=0.1: 6 of 19 pictures cannot be used: ")
-    assert "read: FileNotFoundError (1)" in message
+    assert "read: FileNotFoundError: No such file or directory (1)" in message
     assert "index: it has no caption (1)" in message
     assert "\n" not in message
     assert not (tmp_path / "dataset" / "manifest.json").exists()
@@ -204,15 +204,13 @@ def test_check_says_what_would_be_done(configure, tmp_path):
     assert not (tmp_path / "dataset").exists()
 
 
-def test_lost_connections_stop_the_stage(configure, without_ray, monkeypatch, tmp_path):
+def test_lost_connections_stop_the_stage(configure, without_ray, monkeypatch):
     def fail(path):
         raise ConnectionError("reset by peer")
 
-    monkeypatch.setattr(units.storage, "read_bytes", fail)
-    settings = prepare.Settings(**dict.fromkeys(prepare.Settings.__slots__) | {"resolution": 8})
-    entry = {"image_id": 1, "file_name": "x", "error": None}
+    monkeypatch.setattr("pipelines.storage._read_or_error", fail)
     with pytest.raises(ConnectionError):
-        units._picture(entry, str(tmp_path), settings)
+        prepare.run(configure())
 
 
 @pytest.mark.ray
