@@ -77,15 +77,18 @@ class TextConfig:
     """The frozen text encoder."""
 
     encoder: str
-    "Name on the model hub, a directory, or ``package:name/path`` for a directory inside an installed package."
+    """Name on the model hub, a directory, or ``package:name/path`` for a directory inside an installed package. ``none`` prepares
+    pictures and captions without embeddings, for another `prepare` to read."""
     revision: str | None
     "Commit of the model on the hub; null for a directory."
     max_tokens: int
     "Longer captions are cut here."
+    precision: Literal["float32", "bfloat16"]
+    "Of the encoder's weights and arithmetic; embeddings are stored as float16."
     batch_size: int
-    "Captions encoded together."
+    "Captions encoded together, of like length."
     num_actors: int
-    "Copies of the encoder working side by side."
+    "Copies of the encoder working side by side: one for each GPU or, without GPUs, for each CPU."
 
     def __post_init__(self) -> None:
         _check_positive(self, "max_tokens", "batch_size", "num_actors")

@@ -18,7 +18,15 @@ from PIL import Image
 
 from pipelines import storage
 from pipelines.config import Config, UserError
-from pipelines.schema import IMAGE, MANIFEST, NULL_TEXT, TEXT, TEXT_LENGTHS, Manifest
+from pipelines.schema import (
+    IMAGE,
+    MANIFEST,
+    NO_ENCODER,
+    NULL_TEXT,
+    TEXT,
+    TEXT_LENGTHS,
+    Manifest,
+)
 
 
 class RowGroup(NamedTuple):
@@ -70,6 +78,11 @@ class PreparedDataset:
             UserError: naming the setting with the dataset's value and the configuration's.
         """
         made = self.manifest.settings
+        if made.encoder == NO_ENCODER:
+            raise UserError(
+                f"dataset={self.path!r} was prepared without text; prepare another dataset=DIR "
+                f"from it, with data.train_annotations={self.path}/train and a text.encoder"
+            )
         wanted = {
             "text.encoder": (made.encoder, config.text.encoder),
             "text.max_tokens": (made.max_tokens, config.text.max_tokens),

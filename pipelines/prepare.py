@@ -22,6 +22,7 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -29,7 +30,7 @@ from layered_model.text import describe
 from pipelines import schema, storage, units
 from pipelines.annotations import ENTRIES, Listing
 from pipelines.config import Config, UserError, fingerprint
-from pipelines.schema import Counts, DataFile, Manifest, Settings, Split
+from pipelines.schema import Counts, DataFile, Manifest, Settings, Split, TextSize
 from pipelines.session import Needs, Progress, connect, event
 from pipelines.sources import Row, Source, open_source
 
@@ -40,6 +41,8 @@ SETTING_KEYS = {
     "encoder": "text.encoder",
     "encoder_weights": "weights of text.encoder",
     "text_width": "model.text_width",
+    "encoder_precision": "text.precision",
+    "encoder_batch_size": "text.batch_size",
     "max_tokens": "text.max_tokens",
     "resolution": "model.resolutions",
 }
@@ -149,15 +152,6 @@ def _plan(config: Config) -> Plan:
         split: NO_PICTURES if source is None else source.listing()
         for split, source in sources.items()
     }
-    try:
-        encoder = describe(text.encoder, revision=text.revision, max_tokens=text.max_tokens)
-    except ValueError as error:
-        raise UserError(f"text.encoder: {error}") from error
-    if encoder.width != config.model.text_width:
-        raise UserError(
-            f"model.text_width={config.model.text_width} must be {encoder.width}, "
-            f"which is what text.encoder={text.encoder!r} gives"
-        )
     settings = Settings(
         version=schema.VERSION,
         train_annotations=listings["train"].sha256,
@@ -171,8 +165,10 @@ def _plan(config: Config) -> Plan:
         image_quality=data.image_quality if data.image_format == "jpeg" else None,
         rows_per_file=data.rows_per_file,
         encoder=text.encoder,
-        encoder_weights=encoder.weights,
-        text_width=encoder.width,
+        encoder_weights=_encoder_weights(config),
+        encoder_precision=text.precision,
+        encoder_batch_size=text.batch_size,
+        text_width=config.model.text_width,
         max_tokens=text.max_tokens,
     )
     plan = Plan(
@@ -183,6 +179,23 @@ def _plan(config: Config) -> Plan:
     )
     _check_same_settings(plan)
     return plan
+
+
+def _encoder_weights(config: Config) -> str:
+    """What tells the encoder from others; checks that it is there and fits the model."""
+    text, width = config.text, config.model.text_width
+    if text.encoder == schema.NO_ENCODER:
+        return schema.NO_ENCODER
+    try:
+        encoder = describe(text.encoder, revision=text.revision, max_tokens=text.max_tokens)
+    except ValueError as error:
+        raise UserError(f"text.encoder: {error}") from error
+    if encoder.width != width:
+        raise UserError(
+            f"model.text_width={width} must be {encoder.width}, which is what "
+            f"text.encoder={text.encoder!r} gives"
+        )
+    return encoder.weights
 
 
 def _check_same_settings(plan: Plan) -> None:
@@ -246,7 +259,8 @@ def _find_finished(plan: Plan) -> Finished:
 
 def _make(config: Config, plan: Plan, missing: list[Row], kept: Finished) -> Finished:
     """Makes the missing files on Ray."""
-    num_actors = min(config.text.num_actors, len(missing))
+    has_text = plan.settings.encoder != schema.NO_ENCODER
+    num_actors = min(config.text.num_actors, len(missing)) if has_text else 0
     data = config.data
     named = (data.train_images, data.val_images, data.train_annotations, data.val_annotations)
     # COCO's captions are read here only; Parquet files by the workers.
@@ -258,30 +272,29 @@ def _make(config: Config, plan: Plan, missing: list[Row], kept: Finished) -> Fin
     ):
         import ray.data
 
+        # One block a unit: a block may hold several without harm, but one for all would leave cores idle.
+        rows = ray.data.from_items(missing, override_num_blocks=len(missing))
         num_cpus, num_gpus = _shares(num_actors)
-        rows = (
-            # One block a unit: a block may hold several without harm, but one for all would leave cores idle.
-            ray.data.from_items(missing, override_num_blocks=len(missing))
-            .map(
-                functools.partial(units.decode_unit, sources=plan.sources, settings=plan.settings),
-                # No limit; but without one Ray may fuse this stage into the few actors of the next.
-                compute=ray.data.TaskPoolStrategy(size=len(missing)),
-                num_cpus=num_cpus,
-            )
-            .map(
+        decode = functools.partial(units.decode_unit, sources=plan.sources, settings=plan.settings)
+        # No limit; but without one Ray may fuse this stage into the few actors of the next.
+        tasks = ray.data.TaskPoolStrategy(size=len(missing))
+        rows = rows.map(decode, compute=tasks, num_cpus=num_cpus)
+        target: dict[str, Any] = {
+            "dataset": plan.dataset,
+            "fingerprint": plan.fingerprint,
+            "settings": plan.settings,
+        }
+        if num_actors:
+            rows = rows.map(
                 units.EncodeAndWrite,
-                fn_constructor_kwargs={
-                    "dataset": plan.dataset,
-                    "fingerprint": plan.fingerprint,
-                    "settings": plan.settings,
-                    "batch_size": config.text.batch_size,
-                    "device": "cuda" if num_gpus else "cpu",
-                },
+                fn_constructor_kwargs={**target, "device": "cuda" if num_gpus else "cpu"},
                 compute=ray.data.ActorPoolStrategy(size=num_actors),
                 num_cpus=num_cpus,
                 num_gpus=num_gpus,
             )
-        )
+        else:
+            write = functools.partial(units.write_unit, encode=units.no_text, **target)
+            rows = rows.map(write, compute=tasks, num_cpus=num_cpus)
         for row in rows.iter_rows():
             file, counts = units.finished_from_json(row["file"])
             made[row["split"], row["index"]] = file, counts
@@ -297,10 +310,9 @@ def _shares(num_actors: int) -> tuple[float, float]:
     import ray
 
     total = ray.cluster_resources()
-    cpus = (
-        min(1.0, total.get("CPU", 0) / (num_actors + 1)) or 1.0
-    )  # none yet: the cluster will grow
-    return cpus, min(1.0, total.get("GPU", 0) / num_actors)
+    # None yet: the cluster will grow.
+    cpus = min(1.0, total.get("CPU", 0) / (num_actors + 1)) or 1.0
+    return cpus, min(1.0, total.get("GPU", 0) / num_actors) if num_actors else 0.0
 
 
 def _images(files: Finished) -> int:
@@ -321,7 +333,11 @@ def _manifest(plan: Plan, finished: Finished) -> Manifest:
             raise RuntimeError(
                 f"{split}: {counts} are not the {listing.num_images} pictures there are"
             )
-        splits[split] = Split(counts=counts, files=tuple(file for file, _ in files))
+        splits[split] = Split(
+            counts=counts,
+            text_size=_text_size(counts, plan.settings),
+            files=tuple(file for file, _ in files),
+        )
         if listing.num_strays:
             event(logger, "prepare", split=split, captions_of_no_picture=listing.num_strays)
     return Manifest(
@@ -329,6 +345,14 @@ def _manifest(plan: Plan, finished: Finished) -> Manifest:
         settings=plan.settings,
         rows_per_group=schema.ROWS_PER_GROUP,
         splits=splits,
+    )
+
+
+def _text_size(counts: Counts, settings: Settings) -> TextSize:
+    token_bytes = 2 * settings.text_width
+    return TextSize(
+        bytes_per_caption=round(counts.tokens * token_bytes / max(counts.captions, 1), 1),
+        padded_bytes_per_caption=settings.max_tokens * token_bytes,
     )
 
 

@@ -24,9 +24,12 @@ REJECTS_FOLDER = "rejects"
 ROWS_PER_GROUP = 256
 """Rows are in an order that does not depend on content, so that a row group is a random sample."""
 
+NO_ENCODER = "none"
+"""In place of an encoder's name and weights: captions have no tokens."""
+
 IMAGE_ID, FILE_NAME, WIDTH, HEIGHT = "image_id", "file_name", "width", "height"
 IMAGE, CAPTIONS, CAPTION_IDS = "image", "captions", "caption_ids"
-TEXT, TEXT_LENGTHS = "text", "text_lengths"
+TEXT_COLUMNS = TEXT, TEXT_LENGTHS = "text", "text_lengths"
 
 OUR_METADATA = b"layered"
 """Key of a JSON object in each file's metadata: fingerprint, resolution, text_width and the file's counts."""
@@ -90,6 +93,8 @@ class Counts:
     "Pictures of the annotation file that are not rows; images + rejects are all of them."
     captions: int = 0
     "Captions of the rows."
+    tokens: int = 0
+    "Of those captions."
     empty_captions: int = 0
     "Captions without a word, dropped from pictures that have others."
     truncated_captions: int = 0
@@ -112,10 +117,20 @@ class DataFile:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TextSize:
+    """Room that the text of a caption takes, on average."""
+
+    bytes_per_caption: float
+    padded_bytes_per_caption: float
+    "What it would take with every caption padded to ``max_tokens``."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Split:
     """One split of a dataset."""
 
     counts: Counts
+    text_size: TextSize
     files: tuple[DataFile, ...]
 
 
@@ -140,9 +155,12 @@ class Settings:
     "Of jpeg; None for the lossless formats."
     rows_per_file: int
     encoder: str
-    "Name, as configured."
+    "Name, as configured; `NO_ENCODER` for a dataset without text."
     encoder_weights: str
     "`layered_model.text.EncoderInfo.weights`."
+    encoder_precision: str
+    encoder_batch_size: int
+    "Captions encoded together; another number moves the last bit of some values."
     text_width: int
     max_tokens: int
 
@@ -176,6 +194,7 @@ class Manifest:
             splits = {
                 name: Split(
                     counts=Counts(**split["counts"]),
+                    text_size=TextSize(**split["text_size"]),
                     files=tuple(DataFile(**file) for file in split["files"]),
                 )
                 for name, split in tree["splits"].items()

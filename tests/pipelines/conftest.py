@@ -160,9 +160,7 @@ def without_ray(monkeypatch):
 
     def make(config, plan, missing, kept):
         monkeypatch.setattr("layered_model.text.TextEncoder", ToyEncoder)
-        write = units.EncodeAndWrite(
-            plan.dataset, plan.fingerprint, plan.settings, config.text.batch_size, "cpu"
-        )
+        write = units.EncodeAndWrite(plan.dataset, plan.fingerprint, plan.settings, "cpu")
         files = {}
         for row in missing:
             done = write(units.decode_unit(row, sources=plan.sources, settings=plan.settings))
