@@ -105,7 +105,7 @@ class TrainConfig:
     num_workers: int
     "Processes, each with a copy of the model."
     cpus_per_worker: float
-    "CPUs that Ray reserves for a worker. At least one CPU must be left over for reading data."
+    "CPUs that Ray reserves for a worker, which decodes pictures in as many threads."
     use_gpu: bool
     "Give each worker a GPU."
     optimizer: Literal["adamw", "muon"]
