@@ -1,112 +1,101 @@
-"""Reads captions in COCO's form: which pictures there are, and what is said of each.
+"""What is said of each picture: the entries that a source lists, and captions in COCO's form as one way to get them.
 
     {"images": [{"id": 9, "file_name": "9.jpg", ...}, ...],
      "annotations": [{"id": 3, "image_id": 9, "caption": "a red apple"}, ...]}
 
-Every entry of ``images`` becomes one `Entry`, also where it cannot be used; so the entries are as many as the pictures of
-the file. Their order is that of a hash of the id: it depends on nothing else, and neighbours have nothing in common.
-Called by `prepare`.
+Every picture becomes one `Entry`, also where it cannot be used; so the entries are as many as the pictures. They are kept as an
+Arrow table, a tenth of what Python's objects would take. Called by `sources`.
 """
 
+import dataclasses
 import hashlib
+import itertools
 import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines import storage
-from pipelines.config import UserError
+import pyarrow as pa
+
+from pipelines.errors import UserError
+
+ENTRIES = pa.schema(
+    [
+        ("image_id", pa.int64()),
+        ("file_name", pa.string()),
+        ("captions", pa.list_(pa.string())),
+        ("caption_ids", pa.list_(pa.int64())),
+        ("num_empty", pa.int32()),
+        ("error", pa.string()),
+        ("place", pa.list_(pa.int32())),
+    ]
+)
+"""Columns of `Listing.entries`: the fields of `Entry`."""
+
+ENTRIES_AT_ONCE = 8192
+"""How many become Arrow's together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """One picture of an annotation file."""
+    """One picture."""
 
     image_id: int
     file_name: str
+    "As the source has it; inside the folder of pictures where there is one."
     captions: tuple[str, ...] = ()
-    "With single blanks between words, in the file's order, none empty."
+    "With single blanks between words, in the source's order, none empty."
     caption_ids: tuple[int, ...] = ()
     num_empty: int = 0
     "Captions without a word, left out."
     error: str | None = None
     "Why the picture cannot be used; None if it can."
+    place: tuple[int, ...] = ()
+    "Where the source finds it again, if not by name."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Annotations:
-    """The content of one annotation file."""
+class Listing:
+    """What a source holds."""
 
-    entries: tuple[Entry, ...]
-    "One for each picture, in shuffled order."
-    num_strays: int
-    "Captions of pictures that are not in the file."
-    sha256: str
-    "Of the file."
+    entries: pa.Table
+    "`ENTRIES`, one for each picture."
+    sha256: str | None
+    "Of everything that decides the entries; None where there is no source."
+    num_strays: int = 0
+    "Captions of pictures that are not in the list."
 
-
-def read_annotations(path: str, key: str) -> Annotations:
-    """Reads an annotation file.
-
-    Args:
-        path: absolute path of the file.
-        key: the configuration's key that gave it, for messages.
-
-    Raises:
-        UserError: there is no such file, or it does not have COCO's form.
-    """
-    where = f"{key}={path!r}"
-    try:
-        content = storage.read_bytes(path)
-    except OSError as error:
-        raise UserError(f"{where}: {error.strerror or error}") from error
-    try:
-        tree = json.loads(content)
-    except ValueError as error:
-        raise UserError(f"{where}: not whole JSON: {error}") from error
-    images, annotations = _lists(tree, where)
-    entries, num_strays = _group(images, annotations, where)
-    entries.sort(key=lambda entry: hashlib.sha256(str(entry.image_id).encode()).digest())
-    digest = hashlib.sha256(content).hexdigest()
-    return Annotations(entries=tuple(entries), num_strays=num_strays, sha256=digest)
+    @property
+    def num_images(self) -> int:
+        """Pictures, with those that cannot be used."""
+        return int(self.entries.num_rows)
 
 
-def _lists(tree: Any, where: str) -> tuple[list[Any], list[Any]]:
-    for name in ("images", "annotations"):
-        if not isinstance(tree, dict) or not isinstance(tree.get(name), list):
-            raise UserError(f"{where}: must be an object with the lists images and annotations")
-    return tree["images"], tree["annotations"]
+def to_table(entries: Iterable[Entry]) -> pa.Table:
+    """Entries as Arrow, with the columns `ENTRIES`."""
+    parts = [ENTRIES.empty_table()]
+    remaining = iter(entries)
+    while some := list(itertools.islice(remaining, ENTRIES_AT_ONCE)):
+        # Not asdict, which copies deeply.
+        columns = {
+            field.name: [getattr(entry, field.name) for entry in some]
+            for field in dataclasses.fields(Entry)
+        }
+        parts.append(pa.table(columns, schema=ENTRIES))
+    return pa.concat_tables(parts)
 
 
-def _group(images: list[Any], annotations: list[Any], where: str) -> tuple[list[Entry], int]:
-    """Entries in the file's order, and the number of captions without a picture."""
-    captions: dict[int, list[tuple[int, str]]] = {}
-    for number, image in enumerate(images):
-        here = f"{where}: images[{number}]"
-        _field(image, "file_name", str, here)
-        captions[_field(image, "id", int, here)] = []
-    num_strays = 0
-    for number, annotation in enumerate(annotations):
-        here = f"{where}: annotations[{number}]"
-        words = " ".join(_field(annotation, "caption", str, here).split())
-        of_image = captions.get(_field(annotation, "image_id", int, here))
-        if of_image is None:
-            num_strays += 1
-        else:
-            of_image.append((_field(annotation, "id", int, here), words))
-    entries, seen = [], set()
-    for image in images:
-        image_id, file_name = image["id"], image["file_name"]
-        if image_id in seen:
-            error = f"image id {image_id} appears again; the first picture with it is kept"
-            entries.append(Entry(image_id=image_id, file_name=file_name, error=error))
-        else:
-            entries.append(_entry(image_id, file_name, captions[image_id]))
-        seen.add(image_id)
-    return entries, num_strays
+def shuffle_key(image_id: int) -> bytes:
+    """Sorts pictures in an order that depends on their ids alone, in which neighbours have nothing in common."""
+    return hashlib.sha256(str(image_id).encode()).digest()
 
 
-def _entry(image_id: int, file_name: str, captions: list[tuple[int, str]]) -> Entry:
-    kept = [(number, words) for number, words in captions if words]
+def make_entry(
+    image_id: int, file_name: str, captions: Sequence[tuple[int, str]], place: tuple[int, ...] = ()
+) -> Entry:
+    """The entry of a picture with these captions, each with its id."""
+    cleaned = [(number, " ".join(words.split())) for number, words in captions]
+    kept = [(number, words) for number, words in cleaned if words]
     error = None
     if not kept:
         error = "all of its captions are empty" if captions else "it has no caption"
@@ -115,9 +104,68 @@ def _entry(image_id: int, file_name: str, captions: list[tuple[int, str]]) -> En
         file_name=file_name,
         captions=tuple(words for _, words in kept),
         caption_ids=tuple(number for number, _ in kept),
-        num_empty=len(captions) - len(kept),
+        num_empty=len(cleaned) - len(kept),
         error=error,
+        place=place,
     )
+
+
+def once_each(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """Entries in which a picture whose id came before has become an error."""
+    seen: set[int] = set()
+    for entry in entries:
+        if entry.image_id in seen:
+            error = f"image id {entry.image_id} appears again; the first picture with it is kept"
+            yield Entry(
+                image_id=entry.image_id, file_name=entry.file_name, error=error, place=entry.place
+            )
+        else:
+            yield entry
+        seen.add(entry.image_id)
+
+
+def parse_coco(content: bytes, where: str) -> tuple[list[Entry], int]:
+    """Reads captions in COCO's form.
+
+    Args:
+        content: of the file.
+        where: key and path, for messages.
+
+    Returns:
+        Entries in the file's order, and the number of captions of pictures that are not in it.
+
+    Raises:
+        UserError: it does not have COCO's form.
+    """
+    try:
+        tree = json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{where}: not whole JSON: {error}") from error
+    for name in ("images", "annotations"):
+        if not isinstance(tree, dict) or not isinstance(tree.get(name), list):
+            raise UserError(f"{where}: must be an object with the lists images and annotations")
+    return _group(tree["images"], tree["annotations"], where)
+
+
+def _group(images: list[Any], annotations: list[Any], where: str) -> tuple[list[Entry], int]:
+    captions: dict[int, list[tuple[int, str]]] = {}
+    for number, image in enumerate(images):
+        here = f"{where}: images[{number}]"
+        _field(image, "file_name", str, here)
+        captions[_field(image, "id", int, here)] = []
+    num_strays = 0
+    for number, annotation in enumerate(annotations):
+        here = f"{where}: annotations[{number}]"
+        words = _field(annotation, "caption", str, here)
+        of_image = captions.get(_field(annotation, "image_id", int, here))
+        if of_image is None:
+            num_strays += 1
+        else:
+            of_image.append((_field(annotation, "id", int, here), words))
+    entries = (
+        make_entry(image["id"], image["file_name"], captions[image["id"]]) for image in images
+    )
+    return list(once_each(entries)), num_strays
 
 
 def _field(item: Any, name: str, kind: type, where: str) -> Any:

@@ -32,8 +32,9 @@ class Stage:
 STAGES = {
     "prepare": Stage(
         summary="pictures and captions -> dataset",
-        description="Reads pictures and captions in the layout of COCO, crops and resizes the pictures, encodes the\n"
-        "captions, and writes a dataset of Parquet files. What cannot be used is listed with its reason.",
+        description="Reads pictures and captions (COCO's files, Parquet rows, or a folder of pictures with .txt files), crops\n"
+        "and resizes the pictures, encodes the captions, and writes a dataset of Parquet files. What cannot be used is\n"
+        "listed with its reason. Interrupted, the same command goes on where it was.",
         example="layered prepare --preset photo128 data.train_images=s3://bucket/train2017",
     ),
     "train": Stage(

@@ -29,30 +29,36 @@ from layered_model.diffusion import DiffusionConfig, LayeredDiffusion
 from layered_model.inputs import check_crop
 from layered_model.shape import UNetConfig
 from layered_model.steppers import SamplerKind
-
-
-class UserError(ValueError):
-    """A mistake of the user: the message is one line that says what would be right."""
+from pipelines.errors import UserError as UserError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """Pictures and captions in the layout of COCO captions. Paths are local, ``s3://`` or ``package:name/path``."""
+    """Pictures and captions. Paths are local, ``s3://`` or ``package:name/path``."""
 
-    train_annotations: str
-    "Captions file of the training split, for example ``annotations/captions_train2017.json``."
-    train_images: str
-    "Folder of the training split's pictures."
-    val_annotations: str
-    "Captions file of the validation split."
-    val_images: str
-    "Folder of the validation split's pictures."
-    crop: Literal["center"]
-    "Which square of a picture is kept."
+    train_annotations: str | None
+    """Captions of the training split: a ``.json`` of COCO's form, for example ``annotations/captions_train2017.json``; a
+    ``.parquet`` file or a folder of them, a row a picture; null where each picture has a ``.txt`` beside it, a caption a line."""
+    train_images: str | None
+    "Folder of the training split's pictures; null where the Parquet rows hold them."
+    val_annotations: str | None
+    "Captions of the validation split, in the same ways."
+    val_images: str | None
+    "Folder of the validation split's pictures; null for both means that there is no such split."
+    image_column: str
+    "Column of Parquet rows with the picture: bytes, a struct of ``bytes`` and ``path``, or a file's name."
+    caption_column: str
+    "Column of Parquet rows with the caption or the list of captions."
+    id_column: str | None
+    "Column of Parquet rows with the picture's number; null numbers the rows."
+    crop: Literal["center", "random"]
+    "Which square of a picture is kept: the middle, or one that the picture's id decides."
     image_format: Literal["png", "webp", "jpeg"]
-    "Encoding of the prepared pictures; png and webp are lossless."
+    "Encoding of the prepared pictures; png and webp are lossless. A file that is such a square already is kept as it is."
     image_quality: int
     "Quality of jpeg, 1 to 100; the lossless formats ignore it."
+    max_pixels: int
+    "Larger pictures are rejected before they are decoded, which takes about 8 bytes a pixel of a worker's memory."
     rows_per_file: int
     "Pictures in one Parquet file."
     max_reject_fraction: float
@@ -60,8 +66,10 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _check(1 <= self.image_quality <= 100, "image_quality", self, "from 1 to 100")
-        _check_positive(self, "rows_per_file")
+        _check_positive(self, "rows_per_file", "max_pixels")
         _check_fraction(self, "max_reject_fraction")
+        if self.train_annotations is None and self.train_images is None:
+            raise ValueError("train_annotations=None must be given, or train_images, or both")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,15 +77,18 @@ class TextConfig:
     """The frozen text encoder."""
 
     encoder: str
-    "Name on the model hub, a directory, or ``package:name/path`` for a directory inside an installed package."
+    """Name on the model hub, a directory, or ``package:name/path`` for a directory inside an installed package. ``none`` prepares
+    pictures and captions without embeddings, for another `prepare` to read."""
     revision: str | None
     "Commit of the model on the hub; null for a directory."
     max_tokens: int
     "Longer captions are cut here."
+    precision: Literal["float32", "bfloat16"]
+    "Of the encoder's weights and arithmetic; embeddings are stored as float16."
     batch_size: int
-    "Captions encoded together."
+    "Captions encoded together, of like length."
     num_actors: int
-    "Copies of the encoder working side by side."
+    "Copies of the encoder working side by side: one for each GPU or, without GPUs, for each CPU."
 
     def __post_init__(self) -> None:
         _check_positive(self, "max_tokens", "batch_size", "num_actors")
@@ -94,7 +105,7 @@ class TrainConfig:
     num_workers: int
     "Processes, each with a copy of the model."
     cpus_per_worker: float
-    "CPUs that Ray reserves for a worker. At least one CPU must be left over for reading data."
+    "CPUs that Ray reserves for a worker, which decodes pictures in as many threads."
     use_gpu: bool
     "Give each worker a GPU."
     optimizer: Literal["adamw", "muon"]

@@ -1,6 +1,6 @@
 """Reads a prepared dataset: the manifest, rows of the Parquet files, pictures and text as arrays.
 
-Only pyarrow and Pillow are used, so that it works inside a Ray worker, a notebook or a test alike. Called by `train`,
+Only pyarrow, Pillow and simplejpeg are used, so that it works inside a Ray worker, a notebook or a test alike. Called by `train`,
 `evaluate`, `sample` and the tests.
 """
 
@@ -13,12 +13,24 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
 from pipelines import storage
 from pipelines.config import Config, UserError
-from pipelines.schema import IMAGE, MANIFEST, NULL_TEXT, TEXT, TEXT_LENGTHS, Manifest
+from pipelines.schema import (
+    IMAGE,
+    MANIFEST,
+    NO_ENCODER,
+    NULL_TEXT,
+    TEXT,
+    TEXT_LENGTHS,
+    Manifest,
+)
+
+_JPEG = b"\xff\xd8"
+"""What a file of it begins with."""
 
 
 class RowGroup(NamedTuple):
@@ -70,6 +82,11 @@ class PreparedDataset:
             UserError: naming the setting with the dataset's value and the configuration's.
         """
         made = self.manifest.settings
+        if made.encoder == NO_ENCODER:
+            raise UserError(
+                f"dataset={self.path!r} was prepared without text; prepare another dataset=DIR "
+                f"from it, with data.train_annotations={self.path}/train and a text.encoder"
+            )
         wanted = {
             "text.encoder": (made.encoder, config.text.encoder),
             "text.max_tokens": (made.max_tokens, config.text.max_tokens),
@@ -140,15 +157,64 @@ class PreparedDataset:
 
 
 def read_row_group(group: RowGroup, columns: Sequence[str]) -> pa.Table:
-    """Reads some columns of one part of a split."""
-    with storage.open_input(group.path) as file:
-        return pq.ParquetFile(file).read_row_group(group.row_group, columns=list(columns))
+    """Reads some columns of one part of a split.
+
+    Raises:
+        UserError: the file is missing, or damaged as far as that can be seen.
+    """
+    try:
+        with storage.open_input(group.path) as file:
+            # Column chunks are fetched whole, not page by page: for an object store.
+            parquet = pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True)
+            table = parquet.read_row_group(group.row_group, columns=list(columns))
+    except (OSError, ValueError, IndexError) as error:
+        raise UserError(
+            f"{group.path}: row group {group.row_group} cannot be read: {error}; "
+            "restore the file, or prepare the dataset again"
+        ) from error
+    if table.num_rows != group.num_rows:
+        raise UserError(
+            f"{group.path}: row group {group.row_group} has {table.num_rows} rows, and "
+            f"{MANIFEST} says {group.num_rows}; the file is of another dataset"
+        )
+    return table
 
 
 def decode_rows(table: pa.Table) -> NDArray[np.uint8]:
     """Decodes the ``image`` column to pixels [rows, resolution, resolution, 3], sRGB."""
     encoded = table.column(IMAGE).combine_chunks().field("bytes")
-    return np.stack([_pixels(content.as_buffer()) for content in encoded])
+    return np.stack([pixels(content.as_buffer()) for content in encoded])
+
+
+def pixels(encoded: pa.Buffer, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    """Decodes one picture to pixels [resolution, resolution, 3], sRGB.
+
+    JPEG by libjpeg-turbo itself: the pixels are Pillow's, without its copies, and damage is an error instead of a grey half.
+
+    Args:
+        encoded: content of the picture's file.
+        out: where to put them; a new array for None.
+
+    Raises:
+        Exception: of many kinds, where it is not a whole picture, or not of the size of ``out``.
+    """
+    content = np.frombuffer(encoded, dtype=np.uint8)
+    decoded: NDArray[np.uint8]
+    if bytes(content[:2]) == _JPEG:
+        decoded = simplejpeg.decode_jpeg(content, fastdct=False, fastupsample=False, buffer=out)
+    else:
+        with Image.open(pa.BufferReader(encoded)) as picture:
+            decoded = np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
+    if out is None:
+        return decoded
+    if decoded.shape != out.shape:
+        height, width = decoded.shape[:2]
+        raise ValueError(
+            f"it has {width} x {height} pixels and not {out.shape[1]} x {out.shape[0]}"
+        )
+    if not np.may_share_memory(decoded, out):
+        out[...] = decoded
+    return out
 
 
 def text_rows(table: pa.Table) -> Iterator[dict[str, NDArray[Any]]]:
@@ -169,8 +235,3 @@ def text_of(row: Mapping[str, Any], caption_index: int) -> NDArray[np.float16]:
     flat = np.asarray(row[TEXT], dtype=np.float16).reshape(int(lengths.sum()), -1)
     start = int(lengths[:caption_index].sum())
     return flat[start : start + int(lengths[caption_index])]
-
-
-def _pixels(content: pa.Buffer) -> NDArray[np.uint8]:
-    with Image.open(pa.BufferReader(content)) as picture:
-        return np.asarray(picture.convert("RGB"))

@@ -1,10 +1,10 @@
 """Pictures and captions -> prepared dataset, on Ray Data.
 
-The annotation files are checked before Ray starts and cut into units of ``data.rows_per_file`` pictures. Each unit is
+The pictures are listed before Ray starts (`pipelines.sources`) and cut into units of ``data.rows_per_file``. Each unit is
 decoded by a task, gets its text from an actor that holds the encoder, and becomes one Parquet file (`pipelines.units`).
 The manifest is written last: a directory with one is a finished dataset, and
 
-    rows + rejects = pictures of the annotation file.
+    rows + rejects = pictures of the source.
 
 Running the same command again after an interruption keeps the files that are there and makes the missing ones; on a
 finished dataset it does nothing. Content is decided by `schema.Settings` alone, neither by the number of workers nor by
@@ -18,18 +18,21 @@ import io
 import json
 import logging
 import math
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow.parquet as pq
 
 from layered_model.text import describe
 from pipelines import schema, storage, units
-from pipelines.annotations import Annotations, read_annotations
+from pipelines.annotations import ENTRIES, Listing
 from pipelines.config import Config, UserError, fingerprint
-from pipelines.schema import Counts, DataFile, Manifest, Settings, Split
+from pipelines.schema import Counts, DataFile, Manifest, Settings, Split, TextSize
 from pipelines.session import Needs, Progress, connect, event
+from pipelines.sources import Row, Source, open_source
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +41,17 @@ SETTING_KEYS = {
     "encoder": "text.encoder",
     "encoder_weights": "weights of text.encoder",
     "text_width": "model.text_width",
+    "encoder_precision": "text.precision",
+    "encoder_batch_size": "text.batch_size",
     "max_tokens": "text.max_tokens",
     "resolution": "model.resolutions",
 }
 """What a user knows a setting as; the others are ``data.<name>``."""
+
+REASONS_SHOWN = 8
+"""Kinds of rejects that the summary names."""
+
+NO_PICTURES = Listing(entries=ENTRIES.empty_table(), sha256=None)
 
 Finished = dict[tuple[str, int], tuple[DataFile, Counts]]
 
@@ -52,9 +62,9 @@ class Plan:
 
     dataset: str
     "Absolute path."
-    images: dict[str, str]
-    "Split -> absolute path of its pictures' folder."
-    annotations: dict[str, Annotations]
+    sources: dict[str, Source | None]
+    "Split -> what it is made from; None for a split without pictures."
+    listings: dict[str, Listing]
     settings: Settings
 
     @property
@@ -64,22 +74,23 @@ class Plan:
 
     @property
     def num_images(self) -> int:
-        """Pictures of the annotation files."""
-        return sum(len(annotations.entries) for annotations in self.annotations.values())
+        """Pictures of the sources."""
+        return sum(listing.num_images for listing in self.listings.values())
 
     def num_units(self, split: str) -> int:
         """Files of a split; at least one, so that a reader finds the columns."""
-        num_entries = len(self.annotations[split].entries)
-        return max(1, math.ceil(num_entries / self.settings.rows_per_file))
+        return max(1, math.ceil(self.listings[split].num_images / self.settings.rows_per_file))
 
-    def units(self) -> Iterator[units.Row]:
-        """Rows for `units.decode_unit`."""
+    def units(self) -> Iterator[tuple[str, int]]:
+        """Split and number of every file."""
+        for split in schema.SPLITS:
+            yield from ((split, index) for index in range(self.num_units(split)))
+
+    def row(self, split: str, index: int) -> Row:
+        """What `units.decode_unit` makes a file of."""
         step = self.settings.rows_per_file
-        for split, annotations in self.annotations.items():
-            for index in range(self.num_units(split)):
-                entries = annotations.entries[index * step : (index + 1) * step]
-                content = json.dumps([dataclasses.asdict(entry) for entry in entries])
-                yield {"split": split, "index": index, "entries": content}
+        entries = self.listings[split].entries.slice(index * step, step)
+        return {"split": split, "index": index, "entries": units.to_bytes(entries)}
 
 
 def check(config: Config) -> list[str]:
@@ -116,11 +127,14 @@ def run(config: Config) -> Manifest:
     settings = json.dumps(dataclasses.asdict(plan.settings), indent=2) + "\n"
     storage.write_atomically(storage.join(plan.dataset, schema.SETTINGS), settings.encode())
     finished = _find_finished(plan)
-    missing = [row for row in plan.units() if (row["split"], row["index"]) not in finished]
+    missing = [unit for unit in plan.units() if unit not in finished]
     if missing:
-        finished |= _make(config, plan, missing, finished)
+        rows = [plan.row(*unit) for unit in missing]
+        finished |= _make(config, plan, rows, finished)
     manifest = _manifest(plan, finished)
     _check_rejects(config, plan, manifest)
+    for folder in ("", *schema.SPLITS, schema.REJECTS_FOLDER):
+        storage.sweep(storage.join(plan.dataset, folder))
     storage.write_atomically(
         storage.join(plan.dataset, schema.MANIFEST), manifest.to_json().encode()
     )
@@ -133,44 +147,55 @@ def run(config: Config) -> Manifest:
 
 def _plan(config: Config) -> Plan:
     data, text = config.data, config.text
-    dataset = storage.absolute(config.dataset)
-    images, annotations = {}, {}
-    for split in schema.SPLITS:
-        key = f"data.{split}_images"
-        images[split] = storage.absolute(getattr(data, f"{split}_images"))
-        if not storage.is_directory(images[split]):
-            raise UserError(f"{key}={images[split]!r}: there is no such folder")
-        key = f"data.{split}_annotations"
-        path = storage.absolute(getattr(data, f"{split}_annotations"))
-        annotations[split] = read_annotations(path, key)
-    try:
-        encoder = describe(text.encoder, revision=text.revision, max_tokens=text.max_tokens)
-    except ValueError as error:
-        raise UserError(f"text.encoder: {error}") from error
-    if encoder.width != config.model.text_width:
-        raise UserError(
-            f"model.text_width={config.model.text_width} must be {encoder.width}, "
-            f"which is what text.encoder={text.encoder!r} gives"
-        )
+    sources = {split: open_source(data, split) for split in schema.SPLITS}
+    listings = {
+        split: NO_PICTURES if source is None else source.listing()
+        for split, source in sources.items()
+    }
     settings = Settings(
         version=schema.VERSION,
-        train_annotations=annotations["train"].sha256,
+        train_annotations=listings["train"].sha256,
         train_images=data.train_images,
-        val_annotations=annotations["val"].sha256,
+        val_annotations=listings["val"].sha256,
         val_images=data.val_images,
         crop=data.crop,
+        max_pixels=data.max_pixels,
         resolution=config.model.resolutions[-1],
         image_format=data.image_format,
         image_quality=data.image_quality if data.image_format == "jpeg" else None,
         rows_per_file=data.rows_per_file,
         encoder=text.encoder,
-        encoder_weights=encoder.weights,
-        text_width=encoder.width,
+        encoder_weights=_encoder_weights(config),
+        encoder_precision=text.precision,
+        encoder_batch_size=text.batch_size,
+        text_width=config.model.text_width,
         max_tokens=text.max_tokens,
     )
-    plan = Plan(dataset=dataset, images=images, annotations=annotations, settings=settings)
+    plan = Plan(
+        dataset=storage.absolute(config.dataset),
+        sources=sources,
+        listings=listings,
+        settings=settings,
+    )
     _check_same_settings(plan)
     return plan
+
+
+def _encoder_weights(config: Config) -> str:
+    """What tells the encoder from others; checks that it is there and fits the model."""
+    text, width = config.text, config.model.text_width
+    if text.encoder == schema.NO_ENCODER:
+        return schema.NO_ENCODER
+    try:
+        encoder = describe(text.encoder, revision=text.revision, max_tokens=text.max_tokens)
+    except ValueError as error:
+        raise UserError(f"text.encoder: {error}") from error
+    if encoder.width != width:
+        raise UserError(
+            f"model.text_width={width} must be {encoder.width}, which is what "
+            f"text.encoder={text.encoder!r} gives"
+        )
+    return encoder.weights
 
 
 def _check_same_settings(plan: Plan) -> None:
@@ -223,51 +248,53 @@ def _find_finished(plan: Plan) -> Finished:
     found: Finished = {}
     if not storage.exists(storage.join(plan.dataset, schema.NULL_TEXT)):
         return found
-    for split in schema.SPLITS:
-        for index in range(plan.num_units(split)):
-            file = units.find_finished(plan.dataset, plan.fingerprint, split, index)
-            if file is not None:
-                found[split, index] = file
+    for split, index in plan.units():
+        file = units.find_finished(plan.dataset, plan.fingerprint, split, index)
+        if file is not None:
+            found[split, index] = file
     if found:
         event(logger, "prepare", files_kept=len(found))
     return found
 
 
-def _make(config: Config, plan: Plan, missing: list[units.Row], kept: Finished) -> Finished:
+def _make(config: Config, plan: Plan, missing: list[Row], kept: Finished) -> Finished:
     """Makes the missing files on Ray."""
-    num_actors = min(config.text.num_actors, len(missing))
-    paths = (config.dataset, config.data.train_images, config.data.val_images)
+    has_text = plan.settings.encoder != schema.NO_ENCODER
+    num_actors = min(config.text.num_actors, len(missing)) if has_text else 0
+    data = config.data
+    named = (data.train_images, data.val_images, data.train_annotations, data.val_annotations)
+    # COCO's captions are read here only; Parquet files by the workers.
+    paths = [path for path in named if path is not None and not path.endswith(".json")]
     made: Finished = {}
     with (
-        connect(config, Needs(stage="prepare", paths=paths)),
+        connect(config, Needs(stage="prepare", paths=(config.dataset, *paths))),
         Progress("prepare", plan.num_images, "images", _images(kept)) as progress,
     ):
         import ray.data
 
+        # One block a unit: a block may hold several without harm, but one for all would leave cores idle.
+        rows = ray.data.from_items(missing, override_num_blocks=len(missing))
         num_cpus, num_gpus = _shares(num_actors)
-        rows = (
-            # One block a unit: a block may hold several without harm, but one for all would leave cores idle.
-            ray.data.from_items(missing, override_num_blocks=len(missing))
-            .map(
-                functools.partial(units.decode_unit, images=plan.images, settings=plan.settings),
-                # No limit; but without one Ray may fuse this stage into the few actors of the next.
-                compute=ray.data.TaskPoolStrategy(size=len(missing)),
-                num_cpus=num_cpus,
-            )
-            .map(
+        decode = functools.partial(units.decode_unit, sources=plan.sources, settings=plan.settings)
+        # No limit; but without one Ray may fuse this stage into the few actors of the next.
+        tasks = ray.data.TaskPoolStrategy(size=len(missing))
+        rows = rows.map(decode, compute=tasks, num_cpus=num_cpus)
+        target: dict[str, Any] = {
+            "dataset": plan.dataset,
+            "fingerprint": plan.fingerprint,
+            "settings": plan.settings,
+        }
+        if num_actors:
+            rows = rows.map(
                 units.EncodeAndWrite,
-                fn_constructor_kwargs={
-                    "dataset": plan.dataset,
-                    "fingerprint": plan.fingerprint,
-                    "settings": plan.settings,
-                    "batch_size": config.text.batch_size,
-                    "device": "cuda" if num_gpus else "cpu",
-                },
+                fn_constructor_kwargs={**target, "device": "cuda" if num_gpus else "cpu"},
                 compute=ray.data.ActorPoolStrategy(size=num_actors),
                 num_cpus=num_cpus,
                 num_gpus=num_gpus,
             )
-        )
+        else:
+            write = functools.partial(units.write_unit, encode=units.no_text, **target)
+            rows = rows.map(write, compute=tasks, num_cpus=num_cpus)
         for row in rows.iter_rows():
             file, counts = units.finished_from_json(row["file"])
             made[row["split"], row["index"]] = file, counts
@@ -283,10 +310,9 @@ def _shares(num_actors: int) -> tuple[float, float]:
     import ray
 
     total = ray.cluster_resources()
-    cpus = (
-        min(1.0, total.get("CPU", 0) / (num_actors + 1)) or 1.0
-    )  # none yet: the cluster will grow
-    return cpus, min(1.0, total.get("GPU", 0) / num_actors)
+    # None yet: the cluster will grow.
+    cpus = min(1.0, total.get("CPU", 0) / (num_actors + 1)) or 1.0
+    return cpus, min(1.0, total.get("GPU", 0) / num_actors) if num_actors else 0.0
 
 
 def _images(files: Finished) -> int:
@@ -302,22 +328,31 @@ def _manifest(plan: Plan, finished: Finished) -> Manifest:
     for split in schema.SPLITS:
         files = [finished[split, index] for index in range(plan.num_units(split))]
         counts = sum((counts for _, counts in files), start=Counts())
-        num_entries = len(plan.annotations[split].entries)
-        if counts.images + counts.rejects != num_entries:
-            raise RuntimeError(f"{split}: {counts} are not the {num_entries} pictures there are")
-        splits[split] = Split(counts=counts, files=tuple(file for file, _ in files))
-        if plan.annotations[split].num_strays:
-            event(
-                logger,
-                "prepare",
-                split=split,
-                captions_of_no_picture=plan.annotations[split].num_strays,
+        listing = plan.listings[split]
+        if counts.images + counts.rejects != listing.num_images:
+            raise RuntimeError(
+                f"{split}: {counts} are not the {listing.num_images} pictures there are"
             )
+        splits[split] = Split(
+            counts=counts,
+            text_size=_text_size(counts, plan.settings),
+            files=tuple(file for file, _ in files),
+        )
+        if listing.num_strays:
+            event(logger, "prepare", split=split, captions_of_no_picture=listing.num_strays)
     return Manifest(
         fingerprint=plan.fingerprint,
         settings=plan.settings,
         rows_per_group=schema.ROWS_PER_GROUP,
         splits=splits,
+    )
+
+
+def _text_size(counts: Counts, settings: Settings) -> TextSize:
+    token_bytes = 2 * settings.text_width
+    return TextSize(
+        bytes_per_caption=round(counts.tokens * token_bytes / max(counts.captions, 1), 1),
+        padded_bytes_per_caption=settings.max_tokens * token_bytes,
     )
 
 
@@ -327,13 +362,15 @@ def _check_rejects(config: Config, plan: Plan, manifest: Manifest) -> None:
     if not num_rejects:
         return
     reasons: collections.Counter[str] = collections.Counter()
-    for split in schema.SPLITS:
-        for index in range(plan.num_units(split)):
-            path = storage.join(plan.dataset, schema.rejects_file(split, index))
-            if storage.exists(path):
-                rejects = pq.read_table(io.BytesIO(storage.read_bytes(path)))
-                reasons.update(_reason(row) for row in rejects.to_pylist())
-    summary = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
+    for unit in plan.units():
+        path = storage.join(plan.dataset, schema.rejects_file(*unit))
+        if storage.exists(path):
+            rejects = pq.read_table(io.BytesIO(storage.read_bytes(path)))
+            reasons.update(_reason(row) for row in rejects.to_pylist())
+    common = reasons.most_common(REASONS_SHOWN)
+    summary = ", ".join(f"{reason} ({count})" for reason, count in common)
+    if num_others := num_rejects - sum(count for _, count in common):
+        summary += f", others ({num_others})"
     event(logger, "rejected", images=num_rejects, of=plan.num_images, reasons=summary)
     allowed = config.data.max_reject_fraction
     if num_rejects > allowed * plan.num_images:
@@ -346,10 +383,8 @@ def _check_rejects(config: Config, plan: Plan, manifest: Manifest) -> None:
 
 
 def _reason(reject: dict[str, str]) -> str:
-    """Groups rejects of the same kind: stage, and what comes before the first colon or number."""
-    error = reject["error"]
-    head = error if reject["stage"] == "index" else error.partition(":")[0]
-    return f"{reject['stage']}: {''.join(c for c in head if not c.isdigit())}"
+    """Stage and error without numbers, so that rejects of the same kind are counted together."""
+    return f"{reject['stage']}: {re.sub('0x[0-9a-f]+|[0-9]+', 'N', reject['error'])}"
 
 
 if __name__ == "__main__":

@@ -20,12 +20,16 @@ MANIFEST = "manifest.json"
 SETTINGS = "preparing.json"
 """Settings of a dataset that is not finished; gone once the manifest is there."""
 NULL_TEXT = "null_text.npy"
+REJECTS_FOLDER = "rejects"
 ROWS_PER_GROUP = 256
 """Rows are in an order that does not depend on content, so that a row group is a random sample."""
 
+NO_ENCODER = "none"
+"""In place of an encoder's name and weights: captions have no tokens."""
+
 IMAGE_ID, FILE_NAME, WIDTH, HEIGHT = "image_id", "file_name", "width", "height"
 IMAGE, CAPTIONS, CAPTION_IDS = "image", "captions", "caption_ids"
-TEXT, TEXT_LENGTHS = "text", "text_lengths"
+TEXT_COLUMNS = TEXT, TEXT_LENGTHS = "text", "text_lengths"
 
 OUR_METADATA = b"layered"
 """Key of a JSON object in each file's metadata: fingerprint, resolution, text_width and the file's counts."""
@@ -76,7 +80,7 @@ def data_file(split: str, index: int) -> str:
 
 def rejects_file(split: str, index: int) -> str:
     """Path of the rejected pictures that would have been in `data_file`."""
-    return f"rejects/{split}-{index:05d}.parquet"
+    return f"{REJECTS_FOLDER}/{split}-{index:05d}.parquet"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,6 +93,8 @@ class Counts:
     "Pictures of the annotation file that are not rows; images + rejects are all of them."
     captions: int = 0
     "Captions of the rows."
+    tokens: int = 0
+    "Of those captions."
     empty_captions: int = 0
     "Captions without a word, dropped from pictures that have others."
     truncated_captions: int = 0
@@ -111,10 +117,20 @@ class DataFile:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TextSize:
+    """Room that the text of a caption takes, on average."""
+
+    bytes_per_caption: float
+    padded_bytes_per_caption: float
+    "What it would take with every caption padded to ``max_tokens``."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Split:
     """One split of a dataset."""
 
     counts: Counts
+    text_size: TextSize
     files: tuple[DataFile, ...]
 
 
@@ -123,13 +139,15 @@ class Settings:
     """Everything that decides a dataset's content. Equal settings, equal bytes."""
 
     version: int
-    train_annotations: str
-    "sha256 of the file."
-    train_images: str
+    train_annotations: str | None
+    "sha256 of the file, or of what a source of another kind lists; None without the split."
+    train_images: str | None
     "As configured."
-    val_annotations: str
-    val_images: str
-    crop: str
+    val_annotations: str | None
+    val_images: str | None
+    crop: Literal["center", "random"]
+    max_pixels: int
+    "Of a picture that is not rejected for its size."
     resolution: int
     "Pixels of a side."
     image_format: Literal["png", "webp", "jpeg"]
@@ -137,9 +155,12 @@ class Settings:
     "Of jpeg; None for the lossless formats."
     rows_per_file: int
     encoder: str
-    "Name, as configured."
+    "Name, as configured; `NO_ENCODER` for a dataset without text."
     encoder_weights: str
     "`layered_model.text.EncoderInfo.weights`."
+    encoder_precision: str
+    encoder_batch_size: int
+    "Captions encoded together; another number moves the last bit of some values."
     text_width: int
     max_tokens: int
 
@@ -173,6 +194,7 @@ class Manifest:
             splits = {
                 name: Split(
                     counts=Counts(**split["counts"]),
+                    text_size=TextSize(**split["text_size"]),
                     files=tuple(DataFile(**file) for file in split["files"]),
                 )
                 for name, split in tree["splits"].items()

@@ -4,7 +4,7 @@
 stage. Before any work it makes sure that what the stage asks for can ever be given, because Ray itself would wait in silence:
 
     workers fit   sum over nodes of floor(node's resources / worker's resources) >= workers
-    CPUs remain   cpus of the cluster - workers * cpus of a worker >= 1, for the tasks of Ray Data
+    CPUs remain   cpus of the cluster - workers * cpus of a worker >= what tasks need, those of Ray Data at least 1
 
 and that the stage's paths mean the same directory wherever they are used. `Progress` and `event` give one line an event,
 ``key=value``, which people and `demo` read. Called by the stages; `setup_logging` also inside Ray's workers.
@@ -62,6 +62,8 @@ class Needs:
     "CPUs reserved for each."
     gpus_per_worker: float = 0.0
     "GPUs reserved for each."
+    cpus_for_tasks: float = 1.0
+    "CPUs that must be left beside them."
     paths: tuple[str, ...] = ()
     "Paths, as configured, that workers read or write."
 
@@ -207,11 +209,12 @@ def check_resources(needs: Needs, nodes: Sequence[Mapping[str, float]]) -> None:
         min(int(node.get(name, 0) // amount) for name, amount in asked.items()) for node in nodes
     )
     left = total["CPU"] - needs.workers * needs.cpus_per_worker
-    if places >= needs.workers and left >= 1:
+    if places >= needs.workers and left >= needs.cpus_for_tasks:
         return
     worker = " and ".join(f"{amount:g} {name}" for name, amount in asked.items())
+    tasks = f", and {needs.cpus_for_tasks:g} CPU for tasks," if needs.cpus_for_tasks else ""
     raise UserError(
-        f"{needs.stage}: {needs.workers} workers of {worker} each, and 1 CPU for Ray Data, do not "
+        f"{needs.stage}: {needs.workers} workers of {worker} each{tasks} do not "
         f"fit on {len(nodes)} node(s) with {total['CPU']:g} CPU and {total['GPU']:g} GPU; ask for "
         "fewer or smaller workers, or for a local Ray set ray.num_cpus higher"
     )

@@ -1,15 +1,32 @@
 """Paths: local, ``s3://`` (or any other fsspec URL), and ``package:name/path`` inside an installed package.
 
 The one place that knows the difference. A file appears whole or not at all: local files are written beside their place
-and renamed, and an object store puts an object in one piece. Called by every stage; imports nothing heavy, for it is
-loaded in each of Ray's workers.
+and renamed, and an object store puts an object in one piece. What S3 fails to do for a passing reason (5xx, a lost connection)
+is tried again, `S3_ATTEMPTS` times over about two minutes; its endpoint and credentials come from the usual AWS variables.
+Called by every stage; imports nothing heavy, for it is loaded in each of Ray's workers.
 """
 
+import collections
+import concurrent.futures
 import contextlib
+import errno
 import importlib.util
 import os
+import secrets
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
+
+from pipelines.errors import UserError
+
+READS_AHEAD = 16
+"""Files fetched at once from an object store; a reader waits for the network, not for its CPU."""
+
+S3_ATTEMPTS = 8
+"""Of one request, unless AWS_MAX_ATTEMPTS says otherwise."""
+
+_TEMPORARY = ".tmp"
+_NOT_FOUND = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
 
 def is_remote(path: str) -> bool:
@@ -29,7 +46,7 @@ def absolute(path: str) -> str:
         package, _, inside = path.removeprefix("package:").partition("/")
         spec = importlib.util.find_spec(package)  # finds it without importing it
         if spec is None or not spec.submodule_search_locations:
-            _fail(f"{path!r}: package {package!r} is not installed")
+            raise UserError(f"{path!r}: package {package!r} is not installed")
         return str(Path(next(iter(spec.submodule_search_locations))).resolve() / inside)
     return os.path.abspath(os.path.expanduser(path.removeprefix("file://")))
 
@@ -75,6 +92,20 @@ def list_directory(directory: str) -> list[str]:
     return sorted(os.listdir(directory)) if os.path.isdir(directory) else []
 
 
+def walk(directory: str) -> list[str]:
+    """Paths of all files below a directory, relative to it, in order of their names."""
+    if is_remote(directory):
+        filesystem, name = _remote(directory)
+        root = name.rstrip("/") + "/"
+        return sorted(str(path).removeprefix(root) for path in filesystem.find(name))
+    found = [
+        os.path.relpath(os.path.join(folder, name), directory)
+        for folder, _, names in os.walk(directory, followlinks=True)
+        for name in names
+    ]
+    return sorted(found)
+
+
 def read_bytes(path: str) -> bytes:
     """The content of a file.
 
@@ -85,6 +116,40 @@ def read_bytes(path: str) -> bytes:
         filesystem, name = _remote(path)
         return bytes(filesystem.cat_file(name))
     return Path(path).read_bytes()
+
+
+def read_each(paths: Sequence[str]) -> Iterator[bytes | OSError]:
+    """The contents of many files, in order; from an object store some are fetched ahead of the one that is asked for.
+
+    Yields:
+        The content, or the error where the fault is the file's own: it is not there, or locally cannot be opened.
+
+    Raises:
+        OSError: any other fault, such as a lost connection or refused credentials.
+    """
+    if not any(map(is_remote, paths)):
+        yield from map(_read_or_error, paths)
+        return
+    with concurrent.futures.ThreadPoolExecutor(READS_AHEAD) as pool:
+        ahead: collections.deque[concurrent.futures.Future[bytes | OSError]] = collections.deque()
+        for path in paths:
+            ahead.append(pool.submit(_read_or_error, path))
+            if len(ahead) > READS_AHEAD:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _read_or_error(path: str) -> bytes | OSError:
+    try:
+        return read_bytes(path)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        # In the words of this machine's file system, whatever an object store says.
+        return type(error)(error.errno, os.strerror(error.errno)) if error.errno else _NOT_FOUND
+    except (NotADirectoryError, PermissionError) as error:
+        if is_remote(path):  # refused because of its key or token, as everything else will be
+            raise
+        return error
 
 
 def open_input(path: str) -> Any:
@@ -98,7 +163,7 @@ def open_input(path: str) -> Any:
 def write_atomically(path: str, content: bytes | memoryview) -> None:
     """Writes a file that is there whole or not at all, also if the process is killed; makes its directory.
 
-    One process at a time may write to a path.
+    Of several writers at one time the last one wins. What a killed one leaves behind `sweep` removes.
 
     Raises:
         OSError: as `open` does.
@@ -109,8 +174,8 @@ def write_atomically(path: str, content: bytes | memoryview) -> None:
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Always the same name: what a killed process left behind is overwritten by the next.
-    temporary = target.with_name(f".{target.name}.tmp")
+    # A name of its own: after a crash a worker of the earlier run may still be at it.
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{_TEMPORARY}")
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -120,6 +185,14 @@ def write_atomically(path: str, content: bytes | memoryview) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    _sync_directory(target.parent)
+
+
+def sweep(directory: str) -> None:
+    """Removes what killed processes left of files that they were writing in a directory; object stores have no such thing."""
+    if not is_remote(directory) and os.path.isdir(directory):
+        for leftover in Path(directory).glob(f".*{_TEMPORARY}"):
+            leftover.unlink(missing_ok=True)
 
 
 def remove(path: str) -> None:
@@ -147,17 +220,26 @@ def require_writable(directory: str, key: str) -> None:
         write_atomically(probe, b"")
         remove(probe)
     except Exception as error:  # object stores have exceptions of their own
-        _fail(f"{key}={directory!r}: cannot be written: {error}", error)
+        raise UserError(f"{key}={directory!r}: cannot be written: {error}") from error
 
 
 def _remote(path: str) -> tuple[Any, str]:
     import fsspec
 
-    filesystem, name = fsspec.core.url_to_fs(path)
+    options: dict[str, Any] = {}
+    if path.startswith(("s3://", "s3a://")):
+        # A listing is asked for anew: other processes write in the same place.
+        options["use_listings_cache"] = False
+        if "AWS_MAX_ATTEMPTS" not in os.environ:
+            options["config_kwargs"] = {"retries": {"max_attempts": S3_ATTEMPTS}}
+    filesystem, name = fsspec.core.url_to_fs(path, **options)
     return filesystem, name
 
 
-def _fail(message: str, cause: Exception | None = None) -> NoReturn:
-    from pipelines.config import UserError  # imports torch, which workers that decode do without
-
-    raise UserError(message) from cause
+def _sync_directory(directory: Path) -> None:
+    """Makes a new name in a directory outlive a power cut."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

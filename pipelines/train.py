@@ -94,6 +94,7 @@ def run(config: Config) -> str:
         workers=config.train.num_workers,
         cpus_per_worker=config.train.cpus_per_worker,
         gpus_per_worker=float(config.train.use_gpu),
+        cpus_for_tasks=0.0,
         paths=tuple(filter(None, (config.run, config.dataset, config.train.grow_from))),
     )
     # With the dashboard, because Ray Train watches its own controller through it.
@@ -154,20 +155,17 @@ def _num_images_trained(layout: RunDir) -> int:
 
 
 def _fit(config: Config, layout: RunDir) -> None:
-    import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     from pipelines.trainer import run_worker
 
     train = config.train
-    left = ray.cluster_resources().get("CPU", 0) - train.num_workers * train.cpus_per_worker
     trainer = TorchTrainer(
         run_worker,
         train_loop_config={
             "config": to_yaml(config),
             "dataset": storage.absolute(config.dataset),
-            "reader_cpus": max(1.0, left // train.num_workers),
         },
         scaling_config=ScalingConfig(
             num_workers=train.num_workers,

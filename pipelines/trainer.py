@@ -1,19 +1,18 @@
 """The training loop of one worker, under Ray Train.
 
-Everything random is a function of (seed, pictures seen, rank): order and captions in `batches`, times, noise and text dropout
-here. A checkpoint is therefore weights, averaged weights, optimizer and one number, and a run that was interrupted goes on as
-if it had not been. Rank 0 alone keeps the averaged weights, the log and the grids of samples; all ranks meet in
+Everything random is a function of (seed, pictures seen, rank): order and captions in `loader`, which need no rank, times and
+noise here. A checkpoint is therefore weights, averaged weights, optimizer and one number, and a run that was interrupted goes on
+as if it had not been. Rank 0 alone keeps the averaged weights, the log and the grids of samples; all ranks meet in
 ``ray.train.report``. Called by `train`.
 """
 
-import itertools
 import json
 import logging
 import math
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,10 +34,11 @@ from layered_model.loss import stratified_times
 from layered_model.pipeline import LayeredPipeline
 from layered_model.text import EncoderInfo, pad
 from layered_model.unet import LayeredUNet, Network, make_network
-from pipelines import batches, snapshots, storage
+from pipelines import loader, snapshots, storage
 from pipelines.config import Config, TrainConfig, from_yaml, to_yaml
 from pipelines.dataset import PreparedDataset, text_of, text_rows
 from pipelines.grid import contact_sheet, png_bytes
+from pipelines.loader import Batch, Share
 from pipelines.losses import LossByNoise
 from pipelines.optimizers import make_optimizers
 from pipelines.schema import CAPTIONS, TEXT, TEXT_LENGTHS, RunDir
@@ -51,10 +51,10 @@ GRID_CAPTIONS = 8
 
 
 def run_worker(arguments: dict[str, Any]) -> None:
-    """What Ray Train runs in each worker: ``config`` as YAML, ``dataset`` path, ``reader_cpus``."""
+    """What Ray Train runs in each worker: ``config`` as YAML, ``dataset`` path."""
     setup_logging()
     config = from_yaml(arguments["config"])
-    Worker(config, PreparedDataset.open(arguments["dataset"])).train(arguments["reader_cpus"])
+    Worker(config, PreparedDataset.open(arguments["dataset"])).train()
 
 
 @dataclass
@@ -153,28 +153,25 @@ class Worker:
         self._restore()
         self.log = MetricsLog(self.layout, self.num_images) if self.rank == 0 else None
 
-    def train(self, reader_cpus: float) -> None:
+    def train(self) -> None:
         """Trains to ``train.num_images``, then rank 0 writes the model's directory."""
         train = self.config.train
-        local_batch = train.batch_size // self.world_size
-        chosen = batches.windows(
-            self.dataset.row_groups("train"),
+        share = Share(
             seed=self.config.seed,
+            batch_size=train.batch_size,
+            text_dropout=train.text_dropout,
             rank=self.rank,
             world_size=self.world_size,
-            first=self.num_images // self.world_size,
-            num_rows=(train.num_images - self.num_images) // self.world_size + local_batch,
+            first=self.num_images,
+            num_threads=max(1, int(train.cpus_per_worker)),
         )
-        reader: Iterator[dict[str, Tensor]] = batches.stream(
-            chosen,
-            batch_size=local_batch,
-            max_tokens=self.config.text.max_tokens,
-            num_cpus=reader_cpus,
-        )
-        began = time.perf_counter()
-        reader = itertools.chain([next(reader)], reader)  # start-up of Ray Data, not part of a step
+        with closing(loader.batches(self.dataset, "train", share)) as reader:
+            self._train(reader)
         if self.rank == 0:
-            event(logger, "first_batch", seconds=time.perf_counter() - began)
+            self._export()
+
+    def _train(self, reader: Iterator[Batch]) -> None:
+        train = self.config.train
         stopwatch, logged, began = Stopwatch(), self.num_images, time.perf_counter()
         norm = torch.zeros(())
         while self.num_images < train.num_images:
@@ -195,12 +192,10 @@ class Worker:
                     self._draw_grid()
                 if done or _crossed(train.checkpoint_every_images, before, self.num_images):
                     self._save()
-        if self.rank == 0:
-            self._export()
 
-    def _backward(self, batch: dict[str, Tensor]) -> None:
+    def _backward(self, batch: Batch) -> None:
         """Gradients of one batch."""
-        train, local = self.config.train, len(batch[batches.PICTURE])
+        train, local = self.config.train, len(batch.pictures)
         shared = torch.Generator().manual_seed(_seed(self.config.seed, self.num_images))
         own = torch.Generator().manual_seed(_seed(self.config.seed, self.num_images, self.rank + 1))
         t = stratified_times(self.rank * local, local, train.batch_size, shared).to(self.device)
@@ -208,19 +203,16 @@ class Worker:
         eps = self.diffusion.noise(
             lambda r: torch.randn(local, channels, r, r, generator=own).to(self.device)
         )
-        tokens = batch[batches.TOKENS]
-        keep = torch.rand(local, generator=own) >= train.text_dropout
-        mask = torch.arange(tokens.shape[1]) < (batch[batches.NUM_TOKENS] * keep)[:, None]
         with torch.autocast(
             self.device.type, torch.bfloat16, enabled=train.precision == "bfloat16"
         ):
             loss = self.diffusion.loss(
                 self.model,
-                to_float(batch[batches.PICTURE].to(self.device)),
+                to_float(batch.pictures.to(self.device)),
                 eps,
                 t,
-                tokens.to(self.device, torch.float32),
-                mask.to(self.device),
+                batch.text.to(self.device, torch.float32),
+                batch.text_mask.to(self.device),
                 crop=random_crop(self.config, own),
             )
         torch.autograd.backward(loss.total)

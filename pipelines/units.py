@@ -4,31 +4,34 @@
                                  --EncodeAndWrite, an actor-->  {split, index, file}
 
 So however Ray Data splits, merges or orders its blocks, a file holds the same bytes, and it appears with one atomic
-write after its rejects: a file that is there is finished. Entries are JSON and tables Arrow's stream format, both as
-bytes. This module is loaded in every worker and imports torch only where text is encoded.
+write after its rejects: a file that is there is finished. Entries and tables travel in Arrow's stream format, as bytes.
+This module is loaded in every worker and imports torch only where text is encoded.
 """
 
-import concurrent.futures
 import dataclasses
 import functools
+import hashlib
 import io
 import json
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
 
 from pipelines import pictures, schema, storage
+from pipelines.annotations import shuffle_key
 from pipelines.schema import Counts, DataFile, Settings
+from pipelines.sources import Row, Source
 
-REMOTE_READS = 16
-"""Pictures fetched at once from an object store by one task; it waits for the network, not for its CPU."""
+Tokens = NDArray[np.float16]
+"""Embedding [tokens, width] of a caption."""
 
-UNREADABLE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
-"""Faults of a picture; any other, such as a lost connection, stops the stage, which can then be run again."""
-
-Row = dict[str, Any]
+Encode = Callable[[Sequence[str]], tuple[list[Tokens], list[bool]]]
+"""Captions to their tokens and whether each was cut."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,126 +42,185 @@ class Reject:
     error: str
 
 
-def decode_unit(row: Row, *, images: dict[str, str], settings: Settings) -> Row:
+def decode_unit(row: Row, *, sources: Mapping[str, Source | None], settings: Settings) -> Row:
     """Reads, crops, resizes and encodes the pictures of a unit.
 
     Args:
         row: ``split``, ``index``, ``entries``.
-        images: split -> absolute path of its pictures' folder.
+        sources: split -> what reads its pictures.
         settings: of the dataset.
 
     Returns:
         ``split``, ``index``, ``table`` (all columns but text), ``rejects``, ``counts``.
     """
-    entries = json.loads(row["entries"])
-    read = functools.partial(_picture, folder=images[row["split"]], settings=settings)
-    threads = REMOTE_READS if storage.is_remote(images[row["split"]]) else 1
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        results = list(pool.map(read, entries))
-    rows, rejects = [], []
+    Image.MAX_IMAGE_PIXELS = None  # `Settings.max_pixels` takes the place of Pillow's own limit
+    entries = _from_bytes(row["entries"]).to_pylist()
+    entries.sort(key=lambda entry: shuffle_key(entry["image_id"]))
+    results = _pictures(sources[row["split"]], entries, settings)
+    rows, rejects, num_empty = [], [], 0
     for entry, result in zip(entries, results, strict=True):
         about = {key: entry[key] for key in ("image_id", "file_name")}
         if isinstance(result, Reject):
             rejects.append(about | dataclasses.asdict(result))
         else:
             rows.append(about | result | {key: entry[key] for key in ("captions", "caption_ids")})
+            num_empty += entry["num_empty"]
     counts = Counts(
         images=len(rows),
         rejects=len(rejects),
         captions=sum(len(one["captions"]) for one in rows),
-        empty_captions=sum(
-            entry["num_empty"]
-            for entry, result in zip(entries, results, strict=True)
-            if not isinstance(result, Reject)
-        ),
+        empty_captions=num_empty,
     )
     names = [name for name in schema.arrow_schema({}).names if not name.startswith(schema.TEXT)]
     part = pa.schema([schema.arrow_schema({}).field(name) for name in names])
     return {
         "split": row["split"],
         "index": row["index"],
-        "table": _to_bytes(pa.Table.from_pylist(rows, schema=part)),
-        "rejects": _to_bytes(pa.Table.from_pylist(rejects, schema=schema.REJECTS)),
+        "table": to_bytes(pa.Table.from_pylist(rows, schema=part)),
+        "rejects": to_bytes(pa.Table.from_pylist(rejects, schema=schema.REJECTS)),
         "counts": json.dumps(dataclasses.asdict(counts)),
     }
 
 
-class EncodeAndWrite:
-    """Holds the text encoder; adds the text of a unit and writes its files.
+def _pictures(
+    source: Source | None, entries: Sequence[Row], settings: Settings
+) -> list[Row | Reject]:
+    """Columns of each picture, or why there are none."""
+    results: dict[int, Row | Reject] = {
+        index: Reject(stage="index", error=entry["error"])
+        for index, entry in enumerate(entries)
+        if entry["error"] is not None
+    }
+    usable = [index for index in range(len(entries)) if index not in results]
+    if source is not None:
+        for number, content in source.read([entries[index] for index in usable]):
+            index = usable[number]
+            results[index] = (
+                Reject(stage="read", error=_reason(content))
+                if isinstance(content, OSError)
+                else _picture(entries[index], content, settings)
+            )
+    return [results[index] for index in range(len(entries))]
+
+
+def write_unit(
+    row: Row, *, dataset: str, fingerprint: str, settings: Settings, encode: Encode
+) -> Row:
+    """Adds the text of a unit and writes its files.
 
     Args:
+        row: what `decode_unit` returned.
         dataset: absolute path of the dataset's directory.
         fingerprint: of the settings, put into every file.
         settings: of the dataset.
-        batch_size: captions encoded together.
+        encode: turns captions into tokens.
+
+    Returns:
+        ``split``, ``index`` and ``file``: JSON of the written `DataFile` and its `Counts`.
+    """
+
+    def write(path: str, content: bytes | memoryview) -> None:
+        storage.write_atomically(storage.join(dataset, path), content)
+
+    split, index = row["split"], row["index"]
+    if (split, index) == (schema.SPLITS[0], 0):
+        (null_text,), _ = encode([""])
+        write(schema.NULL_TEXT, _npy(null_text.reshape(-1, settings.text_width)))
+    table, rejects = _from_bytes(row["table"]), _from_bytes(row["rejects"])
+    table, num_truncated = _with_text(table, encode, settings.text_width)
+    counts = Counts(
+        **json.loads(row["counts"])
+        | {"tokens": _num_tokens(table), "truncated_captions": num_truncated}
+    )
+    if rejects.num_rows:
+        write(schema.rejects_file(split, index), _parquet(rejects))
+    path = schema.data_file(split, index)
+    ours = {
+        "fingerprint": fingerprint,
+        "resolution": settings.resolution,
+        "text_width": settings.text_width,
+        "counts": dataclasses.asdict(counts),
+    }
+    content = _parquet(table.cast(schema.arrow_schema(ours)))
+    write(path, content)
+    file = DataFile(path=path, rows=table.num_rows, bytes=len(content))
+    return {"split": split, "index": index, "file": finished_to_json(file, counts)}
+
+
+def no_text(captions: Sequence[str]) -> tuple[list[Tokens], list[bool]]:
+    """The `Encode` of a dataset without text: no tokens."""
+    return [np.empty((0, 1), dtype=np.float16)] * len(captions), [False] * len(captions)
+
+
+class EncodeAndWrite:
+    """`write_unit` in an actor that holds the text encoder.
+
+    Args:
+        dataset: as `write_unit`.
+        fingerprint: as `write_unit`.
+        settings: as `write_unit`.
         device: where the encoder computes.
     """
 
-    def __init__(
-        self, dataset: str, fingerprint: str, settings: Settings, batch_size: int, device: str
-    ) -> None:
+    def __init__(self, dataset: str, fingerprint: str, settings: Settings, device: str) -> None:
         import torch
 
         from layered_model.text import TextEncoder
 
         # Sums depend on the number of threads; several encoders use more cores better than one with many threads.
         torch.set_num_threads(1)
-        self.dataset, self.fingerprint, self.settings = dataset, fingerprint, settings
-        self.batch_size = batch_size
         on_hub = not settings.encoder_weights.startswith("sha256:")
+        self.batch_size = settings.encoder_batch_size
         self.encoder = TextEncoder.from_pretrained(
             settings.encoder,
             revision=settings.encoder_weights.rpartition("@")[2] if on_hub else None,
             max_tokens=settings.max_tokens,
             device=device,
+            dtype=getattr(torch, settings.encoder_precision),
+        )
+        self.write = functools.partial(
+            write_unit,
+            dataset=dataset,
+            fingerprint=fingerprint,
+            settings=settings,
+            encode=self.encode,
         )
 
     def __call__(self, row: Row) -> Row:
-        """Encodes and writes one unit.
+        """Encodes and writes one unit; see `write_unit`."""
+        return self.write(row)
 
-        Args:
-            row: what `decode_unit` returned.
+    def encode(self, captions: Sequence[str]) -> tuple[list[Tokens], list[bool]]:
+        """Tokens of each caption, and whether it was cut."""
+        encoded = self.encoder.encode(captions, self.batch_size)
+        return [tokens.numpy() for tokens in encoded.tokens], encoded.truncated
 
-        Returns:
-            ``split``, ``index`` and ``file``: JSON of the written `DataFile` and its `Counts`.
-        """
-        split, index = row["split"], row["index"]
-        if (split, index) == (schema.SPLITS[0], 0):
-            null_text = self.encoder.encode([""]).tokens[0].numpy()
-            self._write(schema.NULL_TEXT, _npy(null_text))
-        table, rejects = _from_bytes(row["table"]), _from_bytes(row["rejects"])
-        table, num_truncated = self._with_text(table)
-        counts = Counts(**json.loads(row["counts"]) | {"truncated_captions": num_truncated})
-        if rejects.num_rows:
-            self._write(schema.rejects_file(split, index), _parquet(rejects))
-        path = schema.data_file(split, index)
-        ours = {
-            "fingerprint": self.fingerprint,
-            "resolution": self.settings.resolution,
-            "text_width": self.settings.text_width,
-            "counts": dataclasses.asdict(counts),
-        }
-        content = _parquet(table.cast(schema.arrow_schema(ours)))
-        self._write(path, content)
-        file = DataFile(path=path, rows=table.num_rows, bytes=len(content))
-        return {"split": split, "index": index, "file": finished_to_json(file, counts)}
 
-    def _with_text(self, table: pa.Table) -> tuple[pa.Table, int]:
-        """Appends ``text`` and ``text_lengths``; also returns how many captions were cut."""
-        captions = table.column(schema.CAPTIONS).combine_chunks()
-        encoded = self.encoder.encode(captions.flatten().to_pylist(), self.batch_size)
-        lengths = np.array([len(tokens) for tokens in encoded.tokens], dtype=np.int32)
-        empty = np.empty(0, dtype=np.float16)
-        flat = np.concatenate([empty, *(tokens.numpy().ravel() for tokens in encoded.tokens)])
-        offsets = captions.offsets.to_numpy()
-        ends = np.concatenate([[0], np.cumsum(lengths)])[offsets] * self.encoder.width
-        text = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(flat))
-        text_lengths = pa.ListArray.from_arrays(captions.offsets, pa.array(lengths))
-        table = table.append_column(schema.TEXT, text)
-        return table.append_column(schema.TEXT_LENGTHS, text_lengths), sum(encoded.truncated)
+def _with_text(table: pa.Table, encode: Encode, width: int) -> tuple[pa.Table, int]:
+    """Appends ``text`` and ``text_lengths``; also returns how many captions were cut.
 
-    def _write(self, path: str, content: bytes | memoryview) -> None:
-        storage.write_atomically(storage.join(self.dataset, path), content)
+    A row group at a time, so that its tokens are there once more only for that time.
+    """
+    texts, lengths, num_truncated = [], [], 0
+    for start in range(0, table.num_rows, schema.ROWS_PER_GROUP):
+        part = table.slice(start, schema.ROWS_PER_GROUP)
+        captions = part.column(schema.CAPTIONS).combine_chunks()
+        offsets = captions.offsets.to_numpy() - captions.offsets[0].as_py()
+        encoded, truncated = encode(captions.flatten().to_pylist())
+        counts = np.array([len(tokens) for tokens in encoded], dtype=np.int32)
+        flat = np.concatenate([tokens.ravel() for tokens in encoded])
+        ends = np.concatenate([[0], np.cumsum(counts)])[offsets] * width
+        texts.append(pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(flat)))
+        lengths.append(pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(counts)))
+        num_truncated += sum(truncated)
+    kinds = {name: schema.arrow_schema({}).field(name).type for name in schema.TEXT_COLUMNS}
+    for (name, kind), chunks in zip(kinds.items(), (texts, lengths), strict=True):
+        table = table.append_column(name, pa.chunked_array(chunks, kind))
+    return table, num_truncated
+
+
+def _num_tokens(table: pa.Table) -> int:
+    return int(pc.sum(pc.list_flatten(table.column(schema.TEXT_LENGTHS))).as_py() or 0)
 
 
 def finished_to_json(file: DataFile, counts: Counts) -> str:
@@ -189,25 +251,27 @@ def find_finished(
     return DataFile(path=path, rows=rows, bytes=size), Counts(**ours["counts"])
 
 
-def _picture(entry: Row, folder: str, settings: Settings) -> Row | Reject:
+def _picture(entry: Row, content: bytes, settings: Settings) -> Row | Reject:
     """Columns of one picture, or why there are none."""
-    if entry["error"] is not None:
-        return Reject(stage="index", error=entry["error"])
+    place = None
+    if settings.crop == "random":
+        digest = hashlib.sha256(f"crop {entry['image_id']}".encode()).digest()
+        place = int.from_bytes(digest[:8], "big")
     try:
-        content = storage.read_bytes(storage.join(folder, entry["file_name"]))
-    except UNREADABLE as error:
-        return Reject(stage="read", error=_reason(error))
-    try:
-        picture = pictures.decode(content)
-        width, height = picture.size
-        square = pictures.center_square(picture, settings.resolution)
-        encoded = pictures.encode(square, settings.image_format, settings.image_quality)
+        square = pictures.make_square(
+            content,
+            resolution=settings.resolution,
+            place=place,
+            image_format=settings.image_format,
+            quality=settings.image_quality,
+            max_pixels=settings.max_pixels,
+        )
     except (
         Exception
     ) as error:  # Pillow raises nearly everything, and one bad picture must not stop the others
         return Reject(stage="decode", error=_reason(error))
-    image = {"bytes": encoded, "path": entry["file_name"]}
-    return {"width": width, "height": height, "image": image}
+    image = {"bytes": square.content, "path": entry["file_name"]}
+    return {"width": square.width, "height": square.height, "image": image}
 
 
 def _reason(error: Exception) -> str:
@@ -218,7 +282,8 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text}"
 
 
-def _to_bytes(table: pa.Table) -> bytes:
+def to_bytes(table: pa.Table) -> bytes:
+    """A table for the way through Ray Data."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)

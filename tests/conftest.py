@@ -21,7 +21,7 @@ QUICK_RAY = {
 """On top of `session.ENVIRONMENT`: what makes many small Ray runs quick."""
 
 NUM_CPUS = 4
-"""Logical: two train workers, and two for Ray Data."""
+"""Logical: two train workers, and two for tasks."""
 
 CHECKER = (
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True, "

@@ -26,7 +26,7 @@ CORES = len(os.sched_getaffinity(0))
 
 def _decode(path: str, resolution: int, image_format: str, quality: int) -> int:
     picture = pictures.decode(Path(path).read_bytes())
-    square = pictures.center_square(picture, resolution)
+    square = pictures.crop_square(picture, resolution)
     return len(pictures.encode(square, image_format, quality))  # type: ignore[arg-type]
 
 

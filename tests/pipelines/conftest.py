@@ -160,12 +160,10 @@ def without_ray(monkeypatch):
 
     def make(config, plan, missing, kept):
         monkeypatch.setattr("layered_model.text.TextEncoder", ToyEncoder)
-        write = units.EncodeAndWrite(
-            plan.dataset, plan.fingerprint, plan.settings, config.text.batch_size, "cpu"
-        )
+        write = units.EncodeAndWrite(plan.dataset, plan.fingerprint, plan.settings, "cpu")
         files = {}
         for row in missing:
-            done = write(units.decode_unit(row, images=plan.images, settings=plan.settings))
+            done = write(units.decode_unit(row, sources=plan.sources, settings=plan.settings))
             files[row["split"], row["index"]] = units.finished_from_json(done["file"])
             made.append((row["split"], row["index"]))
         return files

@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from pipelines.annotations import read_annotations
-from pipelines.config import UserError
+from pipelines.annotations import Entry
+from pipelines.errors import UserError
+from pipelines.sources import CocoCaptions
 
 
 def write(path, images, captions):
@@ -19,10 +20,13 @@ def write(path, images, captions):
 
 
 def read(path):
-    found = read_annotations(str(path), "data.train_annotations")
-    return found, {
-        entry.image_id: entry for entry in found.entries if "again" not in str(entry.error)
-    }
+    source = CocoCaptions(path=str(path), images="images", key="data.train_annotations")
+    found = source.listing()
+    entries = [
+        Entry(**{name: tuple(v) if isinstance(v, list) else v for name, v in row.items()})
+        for row in found.entries.to_pylist()
+    ]
+    return found, {entry.image_id: entry for entry in entries if "again" not in str(entry.error)}
 
 
 def test_captions_are_grouped_by_image_in_the_files_order(tmp_path):
@@ -43,15 +47,14 @@ def test_every_picture_becomes_one_entry(tmp_path):
         [(1, "x"), (3, " "), (4, ""), (4, "y"), (99, "nobody's")],
     )
     found, entries = read(path)
-    assert len(found.entries) == 5
+    assert found.num_images == 5
     assert found.num_strays == 1
     assert entries[1].file_name == "1.jpg"
     assert entries[2].error == "it has no caption"
     assert entries[3].error == "all of its captions are empty"
     assert (entries[4].captions, entries[4].num_empty) == (("y",), 1)
-    assert [entry.file_name for entry in found.entries if "again" in (entry.error or "")] == [
-        "again.jpg"
-    ]
+    (again,) = [row for row in found.entries.to_pylist() if "again" in (row["error"] or "")]
+    assert (again["image_id"], again["file_name"], again["captions"]) == (1, "again.jpg", [])
 
 
 def test_order_depends_on_the_ids_alone(tmp_path):
@@ -59,8 +62,8 @@ def test_order_depends_on_the_ids_alone(tmp_path):
     captions = [(number, "x") for number in range(200)]
     one, _ = read(write(tmp_path / "a.json", images, captions))
     two, _ = read(write(tmp_path / "b.json", images[::-1], captions))
-    order = [entry.image_id for entry in one.entries]
-    assert order == [entry.image_id for entry in two.entries]
+    order = one.entries.column("image_id").to_pylist()
+    assert order == two.entries.column("image_id").to_pylist()
     assert order != sorted(order)
     assert sorted(order) == list(range(200))
 

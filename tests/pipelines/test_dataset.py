@@ -1,3 +1,4 @@
+import io
 import json
 import subprocess
 import sys
@@ -6,11 +7,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from pipelines import prepare, schema
 from pipelines.config import UserError
-from pipelines.dataset import PreparedDataset, decode_rows, read_row_group, text_of, text_rows
-from pipelines.pictures import center_square, decode
+from pipelines.dataset import (
+    PreparedDataset,
+    decode_rows,
+    pixels,
+    read_row_group,
+    text_of,
+    text_rows,
+)
+from pipelines.pictures import crop_square, decode
+from tests.pipelines.conftest import pixels as numbered
 
 
 @pytest.fixture
@@ -21,12 +31,38 @@ def dataset(configure, without_ray, tmp_path):
 
 def test_pixels_are_those_of_the_source(dataset, coco):
     table = dataset.read("val", ["file_name", "image"])
-    pixels = decode_rows(table)
-    assert pixels.shape == (5, 64, 64, 3)
-    assert pixels.dtype == np.uint8
-    for name, picture in zip(table.column("file_name").to_pylist(), pixels, strict=True):
-        source = center_square(decode((coco / "val" / name).read_bytes()), 64)
+    decoded = decode_rows(table)
+    assert decoded.shape == (5, 64, 64, 3)
+    assert decoded.dtype == np.uint8
+    for name, picture in zip(table.column("file_name").to_pylist(), decoded, strict=True):
+        source = crop_square(decode((coco / "val" / name).read_bytes()), 64)
         assert np.array_equal(picture, np.asarray(source))
+
+
+@pytest.mark.parametrize("options", [{}, {"subsampling": 2}, {"progressive": True}])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_jpeg_has_pillows_pixels(mode, options):
+    buffer = io.BytesIO()
+    Image.fromarray(numbered(7)).convert(mode).save(buffer, "jpeg", quality=90, **options)
+    with Image.open(buffer) as picture:
+        expected = np.asarray(picture.convert("RGB"))
+    encoded = pa.py_buffer(buffer.getvalue())
+    assert np.array_equal(pixels(encoded), expected)
+    out = np.zeros((2, *expected.shape), np.uint8)
+    pixels(encoded, out=out[1])
+    assert np.array_equal(out[1], expected)
+    assert not out[0].any()
+    with pytest.raises(ValueError, match="JPEG"):  # not half a picture
+        pixels(pa.py_buffer(buffer.getvalue()[:-200]))
+
+
+@pytest.mark.parametrize("image_format", ["jpeg", "png"])
+@pytest.mark.parametrize("height", [47, 49])
+def test_a_picture_of_another_size_is_no_part_of_a_batch(image_format, height):
+    buffer = io.BytesIO()
+    Image.fromarray(numbered(7)).save(buffer, image_format)
+    with pytest.raises(ValueError, match=r"80 x 48|too small"):
+        pixels(pa.py_buffer(buffer.getvalue()), out=np.zeros((height, 80, 3), np.uint8))
 
 
 def test_text_is_that_of_the_caption(dataset, embed):

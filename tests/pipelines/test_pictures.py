@@ -2,9 +2,9 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
-from pipelines.pictures import center_square, decode, encode
+from pipelines.pictures import crop_square, decode, encode, make_square
 
 RED = (200, 30, 40)
 
@@ -101,7 +101,7 @@ def test_exif_rotation_is_applied(orientation):
 @pytest.mark.parametrize("options", [{}, {"progressive": True}])
 def test_half_a_jpeg_is_an_error(options):
     content = file_of(photo(), "JPEG", **options)
-    with pytest.raises(OSError, match="truncated"):
+    with pytest.raises(ValueError, match="Premature end"):
         decode(content[: len(content) // 2])
 
 
@@ -123,12 +123,141 @@ def test_the_centre_is_kept(size):
     picture = Image.new("RGB", size, "black")
     left, top = (width - 30) // 2, (height - 30) // 2
     picture.paste(RED, (left, top, left + 30, top + 30))
-    assert np.array_equal(np.asarray(center_square(picture, 10))[5, 5], RED)
-    assert np.asarray(center_square(picture, 10)).std(axis=(0, 1)).max() == 0
+    assert np.array_equal(np.asarray(crop_square(picture, 10))[5, 5], RED)
+    assert np.asarray(crop_square(picture, 10)).std(axis=(0, 1)).max() == 0
 
 
 def test_resizing_averages_what_is_finer_than_a_pixel():
     stripes = np.zeros((64, 64, 3), dtype=np.uint8)
     stripes[:, ::2] = 255
-    small = np.asarray(center_square(Image.fromarray(stripes), 16), dtype=float)
+    small = np.asarray(crop_square(Image.fromarray(stripes), 16), dtype=float)
     assert np.abs(small[:, 2:-2] - 127.5).max() < 4
+
+
+def tagged(picture: Image.Image, profile: bytes, image_format: str = "PNG") -> bytes:
+    return file_of(picture, image_format, icc_profile=profile)
+
+
+def swapping_profile() -> bytes:
+    """An ICC profile whose red is sRGB's green and the other way round."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    tags = {
+        bytes(profile[at : at + 4]): at
+        for at in range(132, 132 + 12 * int.from_bytes(profile[128:132], "big"), 12)
+    }
+    red, green = tags[b"rXYZ"], tags[b"gXYZ"]
+    places = slice(red + 4, red + 12), slice(green + 4, green + 12)
+    profile[places[0]], profile[places[1]] = profile[places[1]], profile[places[0]]
+    return bytes(profile)
+
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP"])
+def test_colours_of_a_profile_become_srgb(image_format):
+    picture = Image.new("RGB", (16, 16), (220, 40, 60))
+    pixels = np.asarray(decode(tagged(picture, swapping_profile(), image_format)), dtype=float)
+    assert np.abs(pixels - (40, 220, 60)).max() < 8
+
+
+def test_a_profile_of_srgb_changes_nothing():
+    picture = photo()
+    assert np.array_equal(np.asarray(decode(tagged(picture, SRGB))), np.asarray(picture))
+
+
+@pytest.mark.parametrize("profile", [b"no profile", SRGB[:200]])
+def test_a_broken_profile_is_ignored(profile):
+    picture = photo()
+    assert np.array_equal(np.asarray(decode(tagged(picture, profile))), np.asarray(picture))
+
+
+def test_grey_pictures_with_an_rgb_profile_stay_grey():
+    gray = photo().convert("L")
+    pixels = np.asarray(decode(tagged(gray, swapping_profile())), dtype=float)
+    assert np.abs(pixels - np.asarray(gray, dtype=float)[..., None]).max() <= 1
+
+
+def make(content: bytes, **changes: object):
+    options = {
+        "resolution": 32,
+        "place": None,
+        "image_format": "jpeg",
+        "quality": 90,
+        "max_pixels": 10**6,
+    }
+    return make_square(content, **options | changes)
+
+
+@pytest.mark.parametrize("image_format", ["jpeg", "png", "webp"])
+def test_a_square_of_the_right_kind_keeps_its_bytes(image_format):
+    content = file_of(photo(32, 32), image_format)
+    assert make(content, image_format=image_format).content is content
+    assert make(content, image_format=image_format, resolution=16).content != content
+    other = "png" if image_format == "jpeg" else "jpeg"
+    assert make(content, image_format=other).content != content
+
+
+def test_what_must_change_is_encoded_anew():
+    turned = Image.Exif()
+    turned[0x0112] = 3
+    square = photo(32, 32)
+    deep = Image.fromarray(np.zeros((32, 32), dtype=np.uint16))
+    contents = {
+        "turned": file_of(square, "JPEG", exif=turned),
+        "other colours": tagged(square, swapping_profile(), "JPEG"),
+        "grey": file_of(square.convert("L"), "JPEG"),
+        "transparent": file_of(square.convert("RGBA"), "PNG"),
+        "deep": file_of(deep, "PNG"),
+        "animated": file_of(square, "WEBP", save_all=True, append_images=[photo(32, 32).rotate(9)]),
+    }
+    for name, content in contents.items():
+        image_format = Image.open(io.BytesIO(content)).format.lower()
+        made = make(content, image_format=image_format)
+        assert made.content != content, name
+        with Image.open(io.BytesIO(made.content)) as picture:
+            assert (picture.mode, picture.size) == ("RGB", (32, 32)), name
+
+
+@pytest.mark.parametrize("size", [(90, 30), (30, 90)])
+def test_a_place_chooses_among_all_squares(size):
+    ramp = Image.fromarray(np.arange(90, dtype=np.uint8)[None].repeat(30, axis=0))
+    picture = ramp if size == (90, 30) else ramp.transpose(Image.Transpose.TRANSPOSE)
+    first = [np.asarray(crop_square(picture, 30, place)).min() for place in range(61)]
+    assert first == list(range(61))
+    assert np.asarray(crop_square(picture, 30, 61 + 7)).min() == 7
+    assert np.asarray(crop_square(picture, 30)).min() == 30
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_pictures_that_are_too_large_are_refused_before_they_are_decoded(image_format):
+    content = file_of(photo(64, 32), image_format)
+    assert decode(content, max_pixels=64 * 32).size == (64, 32)
+    with pytest.raises(ValueError, match="64 x 32 pixels are more than 2047"):
+        decode(content, max_pixels=2047)
+
+
+def test_flipped_bits_are_seen_where_the_format_lets_them_be_seen():
+    """PNG's checksums see each; of a JPEG's single bits most change a few pixels and nothing else, but not of many."""
+    rng = np.random.default_rng(0)
+    png, jpeg = file_of(photo(), "PNG"), file_of(photo(256, 256), "JPEG", quality=95)
+
+    def damaged(content: bytes, start: int, flips: int) -> bytes:
+        changed = bytearray(content)
+        for at in rng.integers(start, len(content) - 2, flips):
+            changed[at] ^= 1 << int(rng.integers(8))
+        return bytes(changed)
+
+    for _ in range(50):
+        for content in (damaged(png, 0, 1), damaged(jpeg, 700, 100)):
+            with pytest.raises((ValueError, OSError, SyntaxError)):
+                decode(content)
+
+
+def test_much_larger_pictures_are_still_resized_by_the_filter():
+    big = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (600, 600, 3), np.uint8)
+    ).resize((1800, 1800), Image.Resampling.BICUBIC)
+    exact = np.asarray(big.resize((60, 60), Image.Resampling.LANCZOS), dtype=float)
+    error = np.asarray(crop_square(big, 60), dtype=float) - exact
+    assert 10 * np.log10(255**2 / (error**2).mean()) > 45

@@ -1,92 +1,16 @@
-"""Training: what each worker reads, and runs that stop, go on, and are refused."""
+"""Training: runs that stop, go on, grow, and are refused."""
 
 import dataclasses
 import json
-from itertools import islice
 
-import numpy as np
 import pytest
 import torch
 
 from layered_model import LayeredPipeline
-from pipelines import batches, prepare, train
-from pipelines.batches import windows
+from pipelines import prepare, train
 from pipelines.config import UserError
-from pipelines.dataset import PreparedDataset, RowGroup, decode_rows, text_of, text_rows
-from pipelines.schema import IMAGE, TEXT, TEXT_LENGTHS
 from pipelines.trainer import fresh_network, learning_rate, random_crop
 from tests.pipelines.conftest import SMALL_MODEL
-
-GROUPS = [RowGroup(f"{k}.parquet", 0, 5 + k % 3) for k in range(11)]
-NUM_ROWS = sum(group.num_rows for group in GROUPS)
-
-
-def _rows(chosen: list[batches.Window], num_rows: int) -> list[tuple[str, int]]:
-    """The rows that a worker sees, in its order: file, and place in the group."""
-    seen = []
-    for window in chosen:
-        places = [(group.path, row) for group in window.groups for row in range(group.num_rows)]
-        order = np.random.default_rng(window.seed).permutation(len(places))[window.skip :]
-        seen += [places[i] for i in order]
-    return seen[:num_rows]
-
-
-def test_an_epoch_is_every_group_once_in_an_order_of_its_own() -> None:
-    sequence = list(islice(batches.group_sequence(GROUPS, seed=1), 2 * len(GROUPS)))
-    first, second = sequence[: len(GROUPS)], sequence[len(GROUPS) :]
-    assert sorted(first) == sorted(second) == sorted(GROUPS)
-    assert first != second
-    again = list(islice(batches.group_sequence(GROUPS, seed=1), 2 * len(GROUPS)))
-    assert again == sequence
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_workers_are_dealt_every_group_of_the_sequence_once(world_size: int) -> None:
-    dealt = [
-        [
-            group
-            for window in windows(
-                GROUPS, seed=0, rank=rank, world_size=world_size, first=0, num_rows=NUM_ROWS
-            )
-            for group in window.groups
-        ]
-        for rank in range(world_size)
-    ]
-    merged = [group for together in zip(*dealt, strict=False) for group in together]
-    sequence = batches.group_sequence(GROUPS, seed=0)
-    assert merged == list(islice(sequence, len(merged)))
-    assert len(merged) >= len(GROUPS)
-
-
-@pytest.mark.parametrize("first", [1, 17, 60, 200])
-def test_a_worker_that_goes_on_sees_what_it_would_have_seen(first: int) -> None:
-    options = {"seed": 3, "rank": 1, "world_size": 2}
-    whole = windows(GROUPS, first=0, num_rows=first + 100, **options)
-    rest = windows(GROUPS, first=first, num_rows=100, **options)
-    assert _rows(rest, 100) == _rows(whole, first + 100)[first:]
-
-
-def test_a_window_is_read_shuffled_with_its_text(configure, without_ray) -> None:
-    config = configure()
-    prepare.run(config)
-    dataset = PreparedDataset.open(config.dataset)
-    groups = dataset.row_groups("train")
-    window = windows(groups, seed=0, rank=0, world_size=1, first=0, num_rows=8)[0]
-    read = batches.ReadWindows((window,), config.text.max_tokens)
-    blocks = list(read({"id": [0]}))
-    pictures = np.concatenate([block[batches.PICTURE] for block in blocks])
-    table = dataset.read("train", [IMAGE, TEXT, TEXT_LENGTHS])
-    texts: dict[bytes, list[np.ndarray]] = {}  # some rows have the same picture
-    for picture, row in zip(decode_rows(table), text_rows(table), strict=True):
-        captions = [text_of(row, k) for k in range(len(row[TEXT_LENGTHS]))]
-        texts.setdefault(picture.tobytes(), []).extend(captions)
-    assert len(pictures) == window.num_rows
-    assert {picture.tobytes() for picture in pictures} <= set(texts)
-    for block in blocks:
-        for picture, tokens, count in zip(*(block[key] for key in block), strict=True):
-            assert not tokens[count:].any()
-            assert any(np.array_equal(tokens[:count], t) for t in texts[picture.tobytes()])
-
 
 TINY = (
     "train.num_images=48",
