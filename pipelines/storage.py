@@ -114,7 +114,9 @@ def read_bytes(path: str) -> bytes:
     """
     if is_remote(path):
         filesystem, name = _remote(path)
-        return bytes(filesystem.cat_file(name))
+        # Without this s3fs first asks for the size, to read large objects in parts: two requests a picture.
+        whole = {"max_concurrency": 1} if _is_s3(path) else {}
+        return bytes(filesystem.cat_file(name, **whole))
     return Path(path).read_bytes()
 
 
@@ -223,11 +225,15 @@ def require_writable(directory: str, key: str) -> None:
         raise UserError(f"{key}={directory!r}: cannot be written: {error}") from error
 
 
+def _is_s3(path: str) -> bool:
+    return path.startswith(("s3://", "s3a://"))
+
+
 def _remote(path: str) -> tuple[Any, str]:
     import fsspec
 
     options: dict[str, Any] = {}
-    if path.startswith(("s3://", "s3a://")):
+    if _is_s3(path):
         # A listing is asked for anew: other processes write in the same place.
         options["use_listings_cache"] = False
         if "AWS_MAX_ATTEMPTS" not in os.environ:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,7 +67,22 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
+def s3_port() -> int:
+    """Where the tests' S3 server listens once a test asks for it; in the environment before Ray starts, whose workers have it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    os.environ |= {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "anybody",
+        "AWS_SECRET_ACCESS_KEY": "anything",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    return port
+
+
+@pytest.fixture(scope="session")
+def local_ray(s3_port: int) -> Iterator[None]:
     """A local Ray for the whole run, which `session.connect` finds running."""
     from pipelines import session
 

@@ -1,0 +1,130 @@
+"""From an S3 API to an S3 API, while requests fail."""
+
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+
+from pipelines import prepare, storage
+from pipelines.dataset import PreparedDataset
+
+pytest.importorskip("moto")
+
+
+@pytest.fixture(scope="module")
+def faults(s3_port: int, tmp_path_factory) -> Iterator[Callable[[int], int]]:
+    """A server with a bucket, ``s3://bucket``; of which a call lets every so many requests fail. See `s3_server`."""
+    log = (tmp_path_factory.mktemp("s3") / "log").open("wb")
+    command = [sys.executable, str(Path(__file__).with_name("s3_server.py")), str(s3_port)]
+    server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+
+    def set_faults(every: int) -> int:
+        address = f"http://127.0.0.1:{s3_port}/faults/{every}"
+        with urllib.request.urlopen(urllib.request.Request(address, method="PUT")) as answer:
+            return int(answer.read())
+
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                set_faults(0)
+                break
+            except OSError:
+                assert server.poll() is None, Path(log.name).read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        fsspec.core.url_to_fs("s3://bucket")[0].mkdir("bucket")
+        yield set_faults
+        set_faults(0)
+    finally:
+        server.kill()
+        server.wait()
+        log.close()
+
+
+@pytest.fixture
+def bucket(faults, tmp_path) -> str:
+    """A place of this test's own."""
+    return f"s3://bucket/{tmp_path.name}"
+
+
+def upload(folder: Path, target: str) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            name = str(path.relative_to(folder))
+            storage.write_atomically(storage.join(target, name), path.read_bytes())
+
+
+def files_of(dataset: str) -> dict[str, bytes]:
+    return {name: storage.read_bytes(storage.join(dataset, name)) for name in storage.walk(dataset)}
+
+
+def test_requests_that_fail_are_made_again(bucket, faults):
+    content = {f"{bucket}/{k}": np.random.default_rng(k).bytes(20_000) for k in range(20)}
+    before = faults(3)
+    for path, part in content.items():
+        storage.write_atomically(path, part)
+    assert list(storage.read_each(list(content))) == list(content.values())
+    for path, part in list(content.items())[:5]:
+        with storage.open_input(path) as file:
+            assert file.seek(10_000) == 10_000
+            assert file.read() == part[10_000:]
+    assert storage.walk(bucket) == sorted(str(k) for k in range(20))
+    assert storage.is_directory(bucket)
+    assert not storage.exists(f"{bucket}/20")
+    assert faults(0) >= before + 10
+
+
+def test_what_one_process_writes_another_sees(bucket):
+    assert storage.is_empty(bucket)
+    assert storage.list_directory(bucket) == []
+    code = f"from pipelines import storage; storage.write_atomically({bucket + '/a/b'!r}, b'x')"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert not storage.is_empty(bucket)
+    assert storage.list_directory(bucket) == ["a"]
+
+
+def test_a_missing_object_is_a_fault_of_its_own_and_a_refused_key_is_not(bucket):
+    (missing,) = storage.read_each([f"{bucket}/none"])
+    assert isinstance(missing, FileNotFoundError)
+    assert missing.strerror == "No such file or directory"
+    with pytest.raises(PermissionError):
+        list(storage.read_each([f"{bucket}/forbidden"]))
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, on copying its settings
+def test_a_failing_store_changes_nothing_in_the_dataset(
+    coco, configure, local_ray, bucket, faults, tmp_path
+):
+    """Also where an earlier run was interrupted."""
+    upload(coco, bucket)
+    source = [
+        f"data.{split}_{kind}={bucket}/{path}"
+        for split in ("train", "val")
+        for kind, path in (("annotations", f"captions_{split}.json"), ("images", split))
+    ]
+    sure = configure(*source, "text.encoder=none")
+    expected = prepare.run(sure)
+    target = f"{bucket}/dataset"
+    before = faults(6)
+    config = configure(*source, "text.encoder=none", f"dataset={target}")
+    assert prepare.run(config) == expected
+    whole = files_of(target)
+    assert whole == files_of(sure.dataset)
+    settings = json.dumps(json.loads(storage.read_bytes(f"{target}/manifest.json"))["settings"])
+    for name in ("manifest.json", "train/00001.parquet"):
+        storage.remove(f"{target}/{name}")
+    storage.write_atomically(f"{target}/preparing.json", settings.encode())
+    assert prepare.run(config) == expected
+    assert faults(0) > before + 10
+    assert files_of(target) == whole
+    remote, local = PreparedDataset.open(target), PreparedDataset.open(sure.dataset)
+    assert remote.read("train", ["image"]).equals(local.read("train", ["image"]))
