@@ -14,8 +14,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # torch without CUDA: 0.2 GB instead of 2.5 GB. Used where no GPU answers.
 TORCH_CPU ?= https://download.pytorch.org/whl/cpu/torch/
 
-# As many processes as cores, each with one thread, and all that need Ray in one of them.
-SIDE_BY_SIDE = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup
+# As many processes as cores, each with one thread.
+SIDE_BY_SIDE = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 help:  ## list the targets
 	@awk -F ':.*##  ?' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -28,7 +28,8 @@ test: $(VENV)/.dev  ## what a machine without GPU can test in minutes
 	$(BIN)/python -m pytest -m "compile and not gpu" --no-shape-checks
 
 slow: $(VENV)/.dev  ## the long tests: whole stages interrupted, a model that learns photographs by heart
-	@$(SIDE_BY_SIDE) -m "slow and not gpu and not browser"
+	@$(SIDE_BY_SIDE) -m "slow and not alone and not gpu and not browser"
+	$(BIN)/python -m pytest -m alone
 
 check: $(VENV)/.dev  ## lint, format, types and the walls between modules
 	@$(BIN)/ruff check

@@ -44,14 +44,9 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
         jaxtyping.install_import_hook("layered_model", CHECKER)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    # What takes long goes first, so that no process of xdist's is left with it alone at the end; Ray's own in one of them, and
-    # of those the ones that must have no other Ray beside them before the others start theirs.
-    items.sort(key=lambda item: ("alone" not in item.keywords, "slow" not in item.keywords))
-    for item in items:
-        if "ray" in item.keywords:
-            item.add_marker(pytest.mark.xdist_group("ray"))
+    # First what uses Ray: so one process of xdist's has it all, until another has nothing left and takes from its end.
+    items.sort(key=lambda item: "ray" not in item.keywords)
     if config.getoption("--no-shape-checks"):
         return
     skip = pytest.mark.skip(reason="needs --no-shape-checks: jaxtyping's wrappers do not compile")

@@ -268,7 +268,6 @@ def test_lost_connections_stop_the_stage(configure, without_ray, monkeypatch):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, on copying its settings
 def test_on_ray_the_bytes_do_not_depend_on_the_workers(configure, local_ray, tmp_path):
     """Files of two encoders are those of one encoder, which finishes what an earlier run has left."""

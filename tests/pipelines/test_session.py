@@ -115,7 +115,6 @@ def test_connect_finds_a_running_ray_and_leaves_it_running(local_ray) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
 def test_connect_starts_a_private_ray_even_where_ray_was_imported_first(tmp_path) -> None:
     script = """
 import os, pathlib, sys
