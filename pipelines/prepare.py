@@ -31,7 +31,7 @@ from pipelines import schema, storage, units
 from pipelines.annotations import ENTRIES, Listing
 from pipelines.config import Config, UserError, fingerprint
 from pipelines.schema import Counts, DataFile, Manifest, Settings, Split, TextSize
-from pipelines.session import Needs, Progress, connect, event
+from pipelines.session import Needs, Progress, capacity, connect, event
 from pipelines.sources import Row, Source, open_source
 
 logger = logging.getLogger(__name__)
@@ -307,12 +307,9 @@ def _shares(num_actors: int) -> tuple[float, float]:
 
     One CPU each, or less where the encoders would take them all and leave nothing to decode with.
     """
-    import ray
-
-    total = ray.cluster_resources()
-    # None yet: the cluster will grow.
-    cpus = min(1.0, total.get("CPU", 0) / (num_actors + 1)) or 1.0
-    return cpus, min(1.0, total.get("GPU", 0) / num_actors) if num_actors else 0.0
+    nodes = capacity()
+    cpus, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
+    return min(1.0, cpus / (num_actors + 1)), min(1.0, gpus / num_actors) if num_actors else 0.0
 
 
 def _images(files: Finished) -> int:

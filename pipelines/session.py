@@ -181,15 +181,30 @@ def _temporary_directory() -> Iterator[str]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_needs(config: Config, needs: Needs) -> None:
-    """Compares with the live nodes, or with the largest cluster that the autoscaler may grow to."""
+def capacity() -> list[Mapping[str, float]]:
+    """Resources of each live node; or in one, where it may grow, of the largest cluster that the autoscaler allows."""
     import ray
-    from ray._private.state import state  # the autoscaler's limits have no public name
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    limits = state.get_max_resources_from_cluster_config()
-    check_resources(needs, [limits] if limits else nodes)
-    check_paths(needs.paths, num_nodes=len(nodes), shared=config.ray.shared_paths)
+    limits = _limits()
+    return [limits] if limits else [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _limits() -> dict[str, float] | None:
+    """What all nodes may have together when the autoscaler has added as many as it may; None without one."""
+    from ray._private.state import state  # has no public name
+
+    limits: dict[str, float] | None = state.get_max_resources_from_cluster_config()
+    return limits
+
+
+def _check_needs(config: Config, needs: Needs) -> None:
+    nodes = capacity()
+    check_resources(needs, nodes)
+    check_paths(
+        needs.paths,
+        several_nodes=len(nodes) > 1 or _limits() is not None,
+        shared=config.ray.shared_paths,
+    )
 
 
 def check_resources(needs: Needs, nodes: Sequence[Mapping[str, float]]) -> None:
@@ -220,7 +235,7 @@ def check_resources(needs: Needs, nodes: Sequence[Mapping[str, float]]) -> None:
     )
 
 
-def check_paths(paths: Sequence[str], *, num_nodes: int, shared: bool) -> None:
+def check_paths(paths: Sequence[str], *, several_nodes: bool, shared: bool) -> None:
     """Refuses paths that would mean another directory on another node, or in a job's throw-away working directory.
 
     Raises:
@@ -234,9 +249,9 @@ def check_paths(paths: Sequence[str], *, num_nodes: int, shared: bool) -> None:
                 f"{path!r} is relative, and a submitted job runs in a copy of its working "
                 "directory that is deleted later; give an absolute path or s3://"
             )
-        if num_nodes > 1 and not shared:
+        if several_nodes and not shared:
             raise UserError(
-                f"{path!r} is a local path, and the cluster has {num_nodes} nodes; give s3://, or "
+                f"{path!r} is a local path, and the cluster has or may get several nodes; give s3://, or "
                 "set ray.shared_paths=true if every node mounts the same directory there"
             )
 

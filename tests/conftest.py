@@ -1,10 +1,10 @@
-"""What all tests share: shape checks for `layered_model`, one local Ray, and real photographs where there are any."""
+"""What all tests share: shape checks for `layered_model`, one local Ray, a small T5, and real photographs where there are any."""
 
 import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jaxtyping
@@ -23,6 +23,9 @@ QUICK_RAY = {
 
 NUM_CPUS = 4
 """Logical: two train workers, and two for tasks."""
+
+VOCABULARY = "a red apple on white background two dogs run after ball while child laughs cat"
+"""Of the small T5."""
 
 CHECKER = (
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True, "
@@ -97,6 +100,44 @@ def local_ray(s3_port: int) -> Iterator[None]:
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def word_tokenizer() -> Callable[[Path], int]:
+    """Writes a real tokenizer of a few words into a directory; returns how many it has."""
+
+    def write(directory: Path) -> int:
+        from tokenizers import Tokenizer, models, pre_tokenizers, processors
+        from transformers import PreTrainedTokenizerFast
+
+        words = ["<pad>", "</s>", "<unk>", *VOCABULARY.split()]
+        tokenizer = Tokenizer(
+            models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
+        )
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="$A </s>", special_tokens=[("</s>", 1)]
+        )
+        PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+        ).save_pretrained(directory)
+        return len(words)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def t5(tmp_path_factory: pytest.TempPathFactory, word_tokenizer: Callable[[Path], int]) -> Path:
+    """A directory with a small T5 of random weights and a real tokenizer."""
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    directory = tmp_path_factory.mktemp("t5")
+    num_words = word_tokenizer(directory)
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=num_words, d_model=24, d_kv=8, d_ff=48, num_layers=2, num_heads=3)
+    T5ForConditionalGeneration(config).save_pretrained(directory)
+    return directory
 
 
 @pytest.fixture(scope="session")

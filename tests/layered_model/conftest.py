@@ -1,4 +1,4 @@
-"""Small networks, an exact one, and a small text encoder for the tests of `layered_model`."""
+"""Small networks and an exact one for the tests of `layered_model`."""
 
 from dataclasses import replace
 
@@ -25,8 +25,6 @@ TINY = {
     "text_width": 12,
     "dropout": 0.0,
 }
-
-VOCABULARY = "a red apple on white background two dogs run after ball while child laughs cat"
 
 
 @pytest.fixture(scope="session")
@@ -68,30 +66,6 @@ def batch_of():
         return x, logsnr, text, mask
 
     return make
-
-
-@pytest.fixture(scope="session")
-def t5(tmp_path_factory):
-    """A directory with a small T5 of random weights and a real tokenizer."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
-
-    words = ["<pad>", "</s>", "<unk>", *VOCABULARY.split()]
-    tokenizer = Tokenizer(
-        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", 1)]
-    )
-    directory = tmp_path_factory.mktemp("t5")
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(directory)
-    torch.manual_seed(0)
-    config = T5Config(vocab_size=len(words), d_model=24, d_kv=8, d_ff=48, num_layers=2, num_heads=3)
-    T5ForConditionalGeneration(config).save_pretrained(directory)
-    return directory
 
 
 class Gaussian(LayeredUNet):

