@@ -20,7 +20,7 @@ from layered_model.resample import downscale
 from layered_model.text import TextEncoder, pad
 from pipelines.config import load_config
 from pipelines.optimizers import make_optimizers
-from pipelines.pictures import center_square, decode
+from pipelines.pictures import crop_square, decode
 from pipelines.trainer import learning_rate
 
 NUM_PICTURES = 16
@@ -52,7 +52,7 @@ def photographs(coco_mini: Path) -> tuple[torch.Tensor, list[str]]:
     pictures, texts = [], []
     for row in index["images"][:NUM_PICTURES]:
         content = (coco_mini / "train2017" / row["file_name"]).read_bytes()
-        pictures.append(np.asarray(center_square(decode(content), RESOLUTIONS[-1])))
+        pictures.append(np.asarray(crop_square(decode(content), RESOLUTIONS[-1])))
         texts.append(captions[row["id"]])
     return to_float(torch.from_numpy(np.stack(pictures))), texts
 
