@@ -11,7 +11,6 @@ How multiply-adds and times are taken: `costs`. How the peer is sized: `peer`. W
 import json
 import logging
 import os
-import platform
 import statistics
 import sys
 from collections.abc import Sequence
@@ -119,7 +118,7 @@ def machine(settings: Settings) -> dict[str, str | float]:
 
     gpu = settings.device == "cuda"
     return {
-        "device": torch.cuda.get_device_name() if gpu else _processor(),
+        "device": torch.cuda.get_device_name() if gpu else costs.processor(),
         "precision": "bfloat16" if gpu else "float32",
         "threads": settings.threads,
         "cores": len(os.sched_getaffinity(0)),
@@ -308,16 +307,6 @@ def _cell(value: Any, factor: float, digits: int) -> str:
         f"{v * factor:.{digits}f}" for v in (spread.median, spread.low, spread.high)
     )
     return f"{median} ({low}-{high})"
-
-
-def _processor() -> str:
-    """The processor's name, where the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

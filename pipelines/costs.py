@@ -5,14 +5,16 @@ products, no elementwise arithmetic. Saved bytes are those of every storage that
 once, without the parameters. Times are taken in rounds: each round runs every job once, in an order that rotates, so that what
 else the machine does falls on all of them alike; a ratio is formed within a round and then the median of the rounds is taken.
 
-Called by `peer` and `bench`.
+Called by `peer` and the benchmarks.
 """
 
 import gc
+import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -113,3 +115,13 @@ def matrix_product(device: torch.device, dtype: torch.dtype) -> tuple[Job, int]:
     side = 8192 if device.type == "cuda" else 1536
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     return lambda: a @ b, side**3
+
+
+def processor() -> str:
+    """The processor's name, where the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

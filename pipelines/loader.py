@@ -2,9 +2,9 @@
 
     order.take -> groups being read -> pictures being decoded -> batch
 
-`Order` says which rows a worker's next batches have. Their row groups are requested one group's worth of rows ahead, and kept
-for as long as a batch that is coming needs them, encoded and with one caption a picture only. Batches are decoded `DECODE_AHEAD`
-ahead. So memory does not grow with the dataset, and what comes does not depend on how quickly any of it is done.
+`Order` says which rows a worker's next batches have. Their row groups are requested `READ_AHEAD` rows ahead, and kept for as long
+as a batch that is coming needs them, encoded and with one caption a picture only. Batches are decoded `DECODE_AHEAD` ahead. So
+memory does not grow with the dataset, and what comes does not depend on how quickly any of it is done.
 
 Decoding lets go of Python's lock, so threads are enough; docs/decisions.md compares. Which caption a picture is trained with, or
 none (guidance needs a model that knows both), is decided here and nowhere else. Called by `trainer`, on each worker.
@@ -37,6 +37,8 @@ from pipelines.dataset import (
 from pipelines.order import Order
 from pipelines.schema import IMAGE, TEXT, TEXT_LENGTHS
 
+READ_AHEAD = 256
+"""Rows of a worker between the request of their row group and their decoding: about a second's worth on a GPU."""
 DECODE_AHEAD = 3
 """Batches that are being decoded, or wait, while the model works on one."""
 NUM_READERS = 4
@@ -102,7 +104,8 @@ def batches(dataset: PreparedDataset, split: str, share: Share) -> Generator[Bat
     loader = _Loader(dataset, split, share)
     with ExitStack() as stack:
         stack.callback(loader.shut_down)
-        planned = _ahead(map(loader.plan, itertools.count()), loader.read_ahead)
+        read_ahead = -(-READ_AHEAD // loader.local_batch)
+        planned = _ahead(map(loader.plan, itertools.count()), read_ahead)
         decoding = _ahead(map(loader.decode, planned), DECODE_AHEAD)
         for batch, tasks in decoding:
             for task in tasks:
@@ -121,7 +124,6 @@ class _Loader:
             [group.num_rows for group in self.groups], seed=share.seed, batch_size=share.batch_size
         )
         self.local_batch = share.batch_size // share.world_size
-        self.read_ahead = -(-max(self.order.sizes) // self.local_batch)
         self.readers = ThreadPoolExecutor(NUM_READERS, "reader")
         self.decoders = ThreadPoolExecutor(share.num_threads, "decoder")
         # A group stays for as long as a batch refers to it.

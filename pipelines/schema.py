@@ -21,7 +21,7 @@ SETTINGS = "preparing.json"
 """Settings of a dataset that is not finished; gone once the manifest is there."""
 NULL_TEXT = "null_text.npy"
 REJECTS_FOLDER = "rejects"
-ROWS_PER_GROUP = 256
+ROWS_PER_GROUP = 64
 """Rows are in an order that does not depend on content, so that a row group is a random sample."""
 
 NO_ENCODER = "none"

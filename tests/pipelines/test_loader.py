@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines import prepare, schema
+from pipelines import loader, prepare, schema
 from pipelines.config import UserError
 from pipelines.dataset import PreparedDataset, text_of, text_rows
 from pipelines.loader import DECODE_AHEAD, Batch, Group, Share, batches, choose
@@ -20,6 +20,7 @@ from pipelines.schema import TEXT, TEXT_LENGTHS
 
 NUM_PICTURES = 67
 BATCH = 12
+READ_AHEAD = 12
 
 
 @pytest.fixture
@@ -143,9 +144,10 @@ def test_captions_are_chosen_evenly() -> None:
 
 @pytest.mark.parametrize(("world_size", "rank"), [(1, 0), (2, 1)])
 def test_what_comes_next_is_read_unasked_and_nothing_else_is_held(
-    dataset, world_size: int, rank: int
+    dataset, monkeypatch, world_size: int, rank: int
 ) -> None:
     """So a model does not wait for what could have been ready, and memory does not grow with the dataset."""
+    monkeypatch.setattr(loader, "READ_AHEAD", READ_AHEAD)
     groups = dataset.row_groups("train")
     order = Order([group.num_rows for group in groups], seed=5, batch_size=BATCH)
     local = BATCH // world_size
@@ -156,7 +158,7 @@ def test_what_comes_next_is_read_unasked_and_nothing_else_is_held(
             )  # the batches before are decoded: their groups are gone
             coming = {
                 tuple(place)
-                for step in range(first, first + -(-4 // local))  # a group's worth of rows
+                for step in range(first, first + READ_AHEAD // local)
                 for place in order.take(step * BATCH + rank * local, local)[:, :2].tolist()
             }
             # A group is there once for each epoch that needs it, with this epoch's captions.
