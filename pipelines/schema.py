@@ -42,7 +42,8 @@ _COLUMNS = {
     IMAGE: (pa.struct([("bytes", pa.binary()), ("path", pa.string())]), {"_type": "Image"}),
     CAPTIONS: (pa.list_(pa.string()), ("string",)),
     CAPTION_IDS: (pa.list_(pa.int64()), ("int64",)),
-    TEXT: (pa.list_(pa.float16()), ("float16",)),
+    # Not nullable: read in three quarters of the time.
+    TEXT: (pa.list_(pa.field("element", pa.float16(), nullable=False)), ("float16",)),
     TEXT_LENGTHS: (pa.list_(pa.int32()), ("int32",)),
 }
 """Column -> Arrow type, and feature of Hugging Face `datasets`; a tuple is a list of that type."""

@@ -202,6 +202,7 @@ def _with_text(table: pa.Table, encode: Encode, width: int) -> tuple[pa.Table, i
     A row group at a time, so that its tokens are there once more only for that time.
     """
     texts, lengths, num_truncated = [], [], 0
+    kinds = [schema.arrow_schema({}).field(name).type for name in schema.TEXT_COLUMNS]
     for start in range(0, table.num_rows, schema.ROWS_PER_GROUP):
         part = table.slice(start, schema.ROWS_PER_GROUP)
         captions = part.column(schema.CAPTIONS).combine_chunks()
@@ -210,11 +211,11 @@ def _with_text(table: pa.Table, encode: Encode, width: int) -> tuple[pa.Table, i
         counts = np.array([len(tokens) for tokens in encoded], dtype=np.int32)
         flat = np.concatenate([tokens.ravel() for tokens in encoded])
         ends = np.concatenate([[0], np.cumsum(counts)])[offsets] * width
-        texts.append(pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(flat)))
-        lengths.append(pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(counts)))
+        ends, offsets = (pa.array(array, pa.int32()) for array in (ends, offsets))
+        texts.append(pa.ListArray.from_arrays(ends, pa.array(flat), type=kinds[0]))
+        lengths.append(pa.ListArray.from_arrays(offsets, pa.array(counts), type=kinds[1]))
         num_truncated += sum(truncated)
-    kinds = {name: schema.arrow_schema({}).field(name).type for name in schema.TEXT_COLUMNS}
-    for (name, kind), chunks in zip(kinds.items(), (texts, lengths), strict=True):
+    for name, kind, chunks in zip(schema.TEXT_COLUMNS, kinds, (texts, lengths), strict=True):
         table = table.append_column(name, pa.chunked_array(chunks, kind))
     return table, num_truncated
 
@@ -303,6 +304,8 @@ def _parquet(table: pa.Table) -> memoryview:
         compression="zstd",
         use_dictionary=False,
         write_statistics=[schema.IMAGE_ID],
+        # A flipped bit is an error of the reader's, not another picture.
+        write_page_checksum=True,
     )
     return memoryview(sink.getvalue())
 

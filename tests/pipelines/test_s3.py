@@ -6,14 +6,17 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
+import torch
 
 from pipelines import prepare, storage
 from pipelines.dataset import PreparedDataset
+from pipelines.loader import Share, batches
 
 pytest.importorskip("moto")
 
@@ -80,6 +83,24 @@ def test_requests_that_fail_are_made_again(bucket, faults):
     assert storage.is_directory(bucket)
     assert not storage.exists(f"{bucket}/20")
     assert faults(0) >= before + 10
+
+
+def test_training_reads_the_same_batches_while_requests_fail(
+    configure, without_ray, bucket, faults, tmp_path
+):
+    prepare.run(configure())
+    upload(tmp_path / "dataset", f"{bucket}/dataset")
+    share = Share(seed=0, batch_size=4, text_dropout=0.1, num_threads=2)
+    taken = []
+    before = faults(0)
+    for path in (str(tmp_path / "dataset"), f"{bucket}/dataset"):
+        with closing(batches(PreparedDataset.open(path), "train", share)) as stream:
+            taken.append([next(stream) for _ in range(8)])
+        faults(4)
+    assert faults(0) > before
+    for local, remote in zip(*taken, strict=True):
+        for one, other in zip(local, remote, strict=True):
+            assert torch.equal(one, other)
 
 
 def test_what_one_process_writes_another_sees(bucket):
