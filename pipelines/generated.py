@@ -108,7 +108,9 @@ def encoder(directory: str | Path, width: int, sizes: Mapping[str, int] = T5_TIN
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-    make: Any = PreTrainedTokenizerFast  # untyped
+    # Untyped, or with types that a mapping's values cannot satisfy.
+    make: Any = PreTrainedTokenizerFast
+    configure: Any = T5Config
     words = ["<pad>", "</s>", "<unk>", *dict.fromkeys(WORDS.split())]
     vocabulary = {word: number for number, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from pipelines.config import TrainConfig
+from pipelines.sections import TrainConfig
 
 BETAS = (0.9, 0.99)
 """Of AdamW; a short second moment follows the loss of noise levels that differ by orders of magnitude."""

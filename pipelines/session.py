@@ -25,7 +25,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pipelines.config import Config, RayConfig, UserError
+from pipelines.config import Config, UserError
+from pipelines.sections import RayConfig
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from pipelines.annotations import Entry, Listing, make_entry
 from pipelines.errors import UserError
 
 if TYPE_CHECKING:
-    from pipelines.config import DataConfig  # imports torch, which workers that decode do without
+    from pipelines.sections import DataConfig  # imports torch, which workers that decode do without
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2")
 """Names of pictures in a folder end so, in small or capital letters."""

@@ -35,13 +35,14 @@ from layered_model.pipeline import LayeredPipeline
 from layered_model.text import EncoderInfo, pad
 from layered_model.unet import LayeredUNet, Network, make_network
 from pipelines import loader, snapshots, storage
-from pipelines.config import Config, TrainConfig, from_yaml, to_yaml
+from pipelines.config import Config, from_yaml, to_yaml
 from pipelines.dataset import PreparedDataset, text_of, text_rows
 from pipelines.grid import contact_sheet, png_bytes
 from pipelines.loader import Batch, Share
 from pipelines.losses import LossByNoise
 from pipelines.optimizers import make_optimizers
 from pipelines.schema import CAPTIONS, TEXT, TEXT_LENGTHS, RunDir
+from pipelines.sections import TrainConfig
 from pipelines.session import event, setup_logging
 
 logger = logging.getLogger(__name__)
