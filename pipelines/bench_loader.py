@@ -1,9 +1,10 @@
 """Images/s of the training loader beside decoding alone, and beside other loaders, from the same dataset in the same run.
 
-`bare` is decoding alone: a process a core that decodes pictures it holds in memory, and throws them away. All others give batches
-of pictures, padded text of one caption each, and its mask (`rivals` says how); everybody decodes with the same function, in a
-thread or process a core. Rounds run them one after the other, in an order that rotates; ratios are formed within a round. What
-comes before the first batches does not count, and a round reads every picture twice, so that what was read ahead matters little.
+`bare` is decoding alone: a process a core that decodes pictures it holds in memory, and throws them away; `pillow` the same, with
+Pillow. All others give batches of pictures, padded text of one caption each, and its mask (`rivals` says how), and decode with the
+function of `bare`, in a thread or process a core. Rounds run them one after the other, in an order that rotates; ratios are formed
+within a round. What comes before the first batches does not count, and a round reads every picture twice, so that what was read
+ahead matters little.
 """
 
 import functools
@@ -21,7 +22,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
 
 from pipelines import costs, generated, loader, rivals
 from pipelines.config import UserError, load_config
@@ -40,7 +44,8 @@ WARM_UP = 8
 BARE_BYTES = 256 * 2**20
 """Encoded pictures that a process of `bare` holds, at most."""
 
-OURS, BARE = "layered", "bare"
+Decode = Callable[[pa.Buffer], NDArray[np.uint8]]
+OURS, BARE, PILLOW = "layered", "bare", "pillow"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,7 +133,8 @@ def _rounds(dataset: PreparedDataset, settings: Settings, folder: Path) -> dict[
     jobs: dict[str, Callable[[], float]] = {}
     with ExitStack() as stack:
         bare = stack.enter_context(_Bare(dataset, settings))
-        jobs[BARE] = bare.speed
+        jobs[BARE] = functools.partial(bare.speed, pixels)
+        jobs[PILLOW] = functools.partial(bare.speed, _with_pillow)
         streams = {OURS: functools.partial(_ours, dataset, settings)} | {
             name: functools.partial(
                 getattr(rivals, name), dataset, shape, settings.threads, folder / name
@@ -183,18 +189,22 @@ class _Bare:
         self.pool = ProcessPoolExecutor(settings.threads, context, _load_pictures, (dataset.path,))
 
     def __enter__(self) -> "_Bare":
-        list(self.pool.map(_decode, [1] * 8 * self.num_processes))  # the processes start
+        self._run(pixels, [1] * 8 * self.num_processes)  # the processes start
         return self
 
     def __exit__(self, *_: object) -> None:
         self.pool.shutdown()
 
-    def speed(self) -> float:
+    def speed(self, decode: Decode) -> float:
         """Images/s."""
         parts = [16] * (self.num_images // 16 + 1)
         began = time.perf_counter()
-        list(self.pool.map(_decode, parts))
+        self._run(decode, parts)
         return sum(parts) / (time.perf_counter() - began)
+
+    def _run(self, decode: Decode, parts: list[int]) -> None:
+        for _ in self.pool.map(functools.partial(_decode, decode), parts):
+            pass
 
 
 _pictures: list[pa.Buffer] = []
@@ -212,11 +222,16 @@ def _load_pictures(path: str) -> None:
             return
 
 
-def _decode(count: int) -> None:
+def _decode(decode: Decode, count: int) -> None:
     """Decodes the next pictures, from the first again after the last."""
     for _ in range(count):
         _pictures.append(_pictures.pop(0))
-        pixels(_pictures[-1])
+        decode(_pictures[-1])
+
+
+def _with_pillow(content: pa.Buffer) -> NDArray[np.uint8]:
+    with Image.open(pa.BufferReader(content)) as picture:
+        return np.asarray(picture.convert("RGB"))
 
 
 def _table(dataset: PreparedDataset, settings: Settings, results: dict[str, Result]) -> str:

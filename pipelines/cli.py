@@ -38,6 +38,12 @@ STAGES = {
         "listed with its reason. Interrupted, the same command goes on where it was.",
         example="layered prepare --preset photo128 data.train_images=s3://bucket/train2017",
     ),
+    "inspect": Stage(
+        summary="what a dataset holds; --check: whether all of it is sound",
+        description="Prints what a prepared dataset holds and how it was made, and writes a contact sheet of pictures with\n"
+        "captions. With --check everything is read, and the exit code is 1 where something is not as the manifest says.",
+        example="layered inspect datasets/demo --check",
+    ),
     "train": Stage(
         summary="dataset -> model",
         description="Trains a layered model on a prepared dataset. The same command again goes on from the last\n"
@@ -121,6 +127,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(name: str, options: argparse.Namespace) -> int:
     if name.startswith("bench"):
         return _bench(name, options)
+    if name == "inspect":
+        return _inspect(options)
     from pipelines.config import to_yaml
 
     config = _load(name, options)
@@ -156,6 +164,20 @@ def _bench(name: str, options: argparse.Namespace) -> int:
         settings = bench.Settings(**values)
     bench.run(settings, output)
     return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    inspection = importlib.import_module("pipelines.inspection")
+    sheet = options.sheet or inspection.default_sheet(options.dataset)
+    code: int = inspection.run(
+        inspection.Settings(
+            dataset=options.dataset,
+            sheet=None if options.no_sheet else sheet,
+            num_images=options.num_images,
+            check=options.check,
+        )
+    )
+    return code
 
 
 def _load(name: str, options: argparse.Namespace) -> "Config":
@@ -213,9 +235,8 @@ def _stage_parser(name: str) -> argparse.ArgumentParser:
         epilog=f"example:\n  {stage.example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    if name in BENCH_ARGUMENTS:
-        BENCH_ARGUMENTS[name](parser)
-        parser.add_argument("--output", metavar="FILE", help="write every figure as JSON")
+    if name in ARGUMENTS:
+        ARGUMENTS[name](parser)
         return parser
     if name == "sample":
         _add_sample_arguments(parser)
@@ -249,7 +270,20 @@ def _add_sample_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="DIR", help="where to write (the run's samples/)")
 
 
+def _add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", metavar="DATASET", help="a prepared dataset")
+    parser.add_argument("--check", action="store_true", help="read everything")
+    parser.add_argument(
+        "--sheet", metavar="FILE", help="the contact sheet (NAME.png here, NAME the dataset's)"
+    )
+    parser.add_argument("--no-sheet", action="store_true", help="write none")
+    parser.add_argument(
+        "--num-images", type=int, default=24, metavar="N", help="on the contact sheet (24)"
+    )
+
+
 def _add_bench_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_output(parser)
     parser.add_argument(
         "presets", nargs="*", metavar="PRESET", help="shapes (64T 128S; S B on a GPU)"
     )
@@ -260,6 +294,7 @@ def _add_bench_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_bench_prepare_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_output(parser)
     number: dict[str, Any] = {"type": int, "metavar": "N"}
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="setting to override")
     parser.add_argument(
@@ -283,6 +318,7 @@ def _add_bench_prepare_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_bench_loader_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_output(parser)
     number: dict[str, Any] = {"type": int, "metavar": "N"}
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="setting to override")
     parser.add_argument(
@@ -295,11 +331,17 @@ def _add_bench_loader_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", default=5, help="rounds (5)", **number)
 
 
-BENCH_ARGUMENTS = {
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", metavar="FILE", help="write every figure as JSON")
+
+
+ARGUMENTS = {
+    "inspect": _add_inspect_arguments,
     "bench": _add_bench_arguments,
     "bench prepare": _add_bench_prepare_arguments,
     "bench loader": _add_bench_loader_arguments,
 }
+"""Of what reads no configuration."""
 
 
 def _terminate(signum: int, frame: object) -> NoReturn:

@@ -120,7 +120,9 @@ def encoder(directory: str | Path, width: int, sizes: Mapping[str, int] = T5_TIN
     make(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     ).save_pretrained(directory)
-    config = T5Config(vocab_size=len(words), d_model=width, feed_forward_proj="gated-gelu", **sizes)
+    config = configure(
+        vocab_size=len(words), d_model=width, feed_forward_proj="gated-gelu", **sizes
+    )
     T5EncoderModel(config).save_pretrained(directory)
     return Path(directory)
 

@@ -74,6 +74,12 @@ def arrow_schema(ours: dict[str, Any]) -> pa.Schema:
     return pa.schema([(name, kind) for name, (kind, _) in _COLUMNS.items()], metadata=metadata)
 
 
+def ours_of(found: pa.Schema) -> dict[str, Any]:
+    """Our own metadata of a file's schema; empty for a file that is not ours."""
+    ours: dict[str, Any] = json.loads((found.metadata or {}).get(OUR_METADATA, b"{}"))
+    return ours
+
+
 def data_file(split: str, index: int) -> str:
     """Path of a Parquet file inside the dataset."""
     return f"{split}/{index:05d}.parquet"

@@ -243,11 +243,11 @@ def find_finished(
     try:
         with storage.open_input(storage.join(dataset, path)) as opened:
             parquet = pq.ParquetFile(opened)
-            ours = json.loads(parquet.schema_arrow.metadata[schema.OUR_METADATA])
+            ours = schema.ours_of(parquet.schema_arrow)
             rows, size = parquet.metadata.num_rows, opened.seek(0, io.SEEK_END)
     except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
         return None
-    if ours["fingerprint"] != fingerprint:
+    if ours.get("fingerprint") != fingerprint:
         return None
     return DataFile(path=path, rows=rows, bytes=size), Counts(**ours["counts"])
 

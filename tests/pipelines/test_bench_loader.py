@@ -50,7 +50,7 @@ def test_reports_speed_and_its_ratio_to_bare_decoding(
     shown = capsys.readouterr().out
     assert "streaming: not compared: it is not there" in shown
     loaders = json.loads(output.read_text())["loaders"]
-    assert set(loaders) == {"bare", "layered"}
+    assert set(loaders) == {"bare", "pillow", "layered"}
     for figures in loaders.values():
         assert len(figures["speeds"]) == 2
         assert min(figures["speeds"]) > 0
