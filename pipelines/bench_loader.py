@@ -1,10 +1,10 @@
 """Images/s of the training loader beside decoding alone, and beside other loaders, from the same dataset in the same run.
 
-`bare` is decoding alone: a process a core that decodes pictures it holds in memory, and throws them away; `pillow` the same, with
-Pillow. All others give batches of pictures, padded text of one caption each, and its mask (`rivals` says how), and decode with the
-function of `bare`, in a thread or process a core. Rounds run them one after the other, in an order that rotates; ratios are formed
-within a round. What comes before the first batches does not count, and a round reads every picture twice, so that what was read
-ahead matters little.
+`bare` is decoding alone: a process a core that decodes pictures it holds in memory, and throws them away; `pillow` is the same
+with Pillow. All others give batches of pictures, padded text of one caption each, and its mask (`rivals` says how), and decode
+with the function of `bare`, in a thread or process a core. Rounds run them one after the other, in an order that rotates; ratios
+are formed within a round. What comes before the first batches does not count, and a round reads every picture twice, so that what
+was read ahead matters little.
 """
 
 import functools

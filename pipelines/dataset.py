@@ -232,6 +232,7 @@ def text_of(row: Mapping[str, Any], caption_index: int) -> NDArray[np.float16]:
         caption_index: which of the row's captions.
     """
     lengths = np.asarray(row[TEXT_LENGTHS], dtype=np.int64)
-    flat = np.asarray(row[TEXT], dtype=np.float16).reshape(int(lengths.sum()), -1)
+    num_tokens = int(lengths.sum())  # none, of a dataset without text
+    flat = np.asarray(row[TEXT], dtype=np.float16).reshape(num_tokens, -1 if num_tokens else 1)
     start = int(lengths[:caption_index].sum())
     return flat[start : start + int(lengths[caption_index])]

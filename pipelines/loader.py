@@ -153,10 +153,12 @@ class _Loader:
         """Begins a batch; it is complete when the tasks are."""
         num_rows, settings = len(planned.places), self.settings
         side = settings.resolution
+        # By numpy: torch's threads would spin for a while after every batch that they fill with zeros.
+        text_shape = (num_rows, settings.max_tokens, settings.text_width)
         batch = Batch(
-            torch.empty(num_rows, side, side, 3, dtype=torch.uint8),
-            torch.zeros(num_rows, settings.max_tokens, settings.text_width, dtype=torch.float16),
-            torch.zeros(num_rows, settings.max_tokens, dtype=torch.bool),
+            torch.from_numpy(np.empty((num_rows, side, side, 3), np.uint8)),
+            torch.from_numpy(np.zeros(text_shape, np.float16)),
+            torch.from_numpy(np.zeros(text_shape[:2], bool)),
         )
         step = min(ROWS_PER_TASK, -(-num_rows // self.share.num_threads))
         tasks = [
