@@ -47,6 +47,8 @@ bench: $(VENV)/.dev  ## measure, and compare with peers in the same run
 	    PYTHONPATH=. $(BIN)/python "$$file"
 	done
 	$(BIN)/layered bench
+	$(BIN)/layered bench prepare
+	$(BIN)/layered bench loader
 
 clean:  ## delete the environment and the caches; datasets and runs stay
 	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
