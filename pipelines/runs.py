@@ -32,6 +32,8 @@ def step_split(layout: RunDir) -> str:
     previous = 0
     for text in storage.read_bytes(layout.metrics_log).decode().splitlines():
         line = json.loads(text)
+        if "images_per_second" not in line:
+            continue  # of a validation only
         spent = (line["images"] - previous) / line["images_per_second"]
         previous = line["images"]
         for name, fraction in line.items():

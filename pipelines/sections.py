@@ -80,8 +80,12 @@ class TrainConfig:
     "Pictures to train on, counting repeats."
     batch_size: int
     "Pictures of one optimizer step, over all workers."
+    accumulation_steps: int
+    "Parts in which a worker does its share of a batch, one after the other: less memory, the same step."
     num_workers: int
     "Processes, each with a copy of the model."
+    min_workers: int | None
+    "Go on with as few as this when nodes are lost, and with more again when they come back; null for no fewer."
     cpus_per_worker: float
     "CPUs that Ray reserves for a worker, which decodes pictures in as many threads."
     use_gpu: bool
@@ -109,6 +113,8 @@ class TrainConfig:
     "Fraction of pictures trained without their caption, which guidance needs; in [0, 1]."
     precision: Literal["float32", "bfloat16"]
     "Of the network's arithmetic; weights, noise and loss stay float32."
+    compile: bool
+    "Compile the network: some minutes at the start, faster after. Worth it on a GPU."
     checkpoint_upper_layers: bool
     "Compute the layers above the trunk again on the way back in place of keeping their activations: less memory, more time."
     crop_resolution: int | None
@@ -122,16 +128,27 @@ class TrainConfig:
     "Pictures between two checkpoints."
     num_checkpoints_kept: int
     "Older checkpoints are deleted."
+    keep_checkpoints_every_images: int | None
+    "Checkpoints at multiples of this are kept for good; null for none."
+    keep_best_checkpoint: bool
+    "Keep the one with the lowest validation loss too."
+    validate_every_images: int
+    "Pictures between two validation losses."
+    num_validation_images: int
+    "Of the validation split, for its loss, with the same times and noise each time; 0 for none."
     grid_every_images: int
     "Pictures between two grids of samples."
     max_failures: int
     "How often a lost worker is replaced and training goes on from the last checkpoint."
+    max_skipped_steps: int
+    "Steps whose gradient is not finite and that are left out; training stops at one more."
 
     def __post_init__(self) -> None:
         check_positive(
             self,
             "num_images",
             "batch_size",
+            "accumulation_steps",
             "num_workers",
             "cpus_per_worker",
             "learning_rate",
@@ -151,11 +168,21 @@ class TrainConfig:
         distinct = len(set(widths)) == len(widths) and all(0.0 < width <= 0.28 for width in widths)
         check(distinct, "ema_snapshot_widths", self, "distinct numbers above 0, up to 0.28")
         check_fraction(self, "text_dropout")
-        if self.batch_size % self.num_workers:
-            raise ValueError(
-                f"batch_size={self.batch_size} must be a multiple of "
-                f"train.num_workers={self.num_workers}, so that every worker gets equally many"
-            )
+        self._check_shares()
+
+    def _check_shares(self) -> None:
+        fewest = self.num_workers if self.min_workers is None else self.min_workers
+        allowed = 1 <= fewest <= self.num_workers
+        check(
+            allowed, "min_workers", self, f"from 1 to train.num_workers={self.num_workers}, or null"
+        )
+        for workers in range(fewest, self.num_workers + 1):
+            if self.batch_size % (workers * self.accumulation_steps):
+                raise ValueError(
+                    f"batch_size={self.batch_size} must be a multiple of {workers} workers times "
+                    f"train.accumulation_steps={self.accumulation_steps}, so that every worker gets equally "
+                    f"many; train.num_workers={self.num_workers}, train.min_workers={self.min_workers}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

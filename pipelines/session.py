@@ -268,7 +268,16 @@ def setup_logging() -> None:
 
 def event(to: logging.Logger, name: str, **fields: object) -> None:
     """Logs ``name key=value ...``; numbers with 4 digits, text with blanks quoted."""
-    to.info("%s", " ".join([name, *(f"{key}={_text(value)}" for key, value in fields.items())]))
+    to.info("%s", _line(name, fields))
+
+
+def warning(to: logging.Logger, name: str, **fields: object) -> None:
+    """The same, for what needs a person's attention."""
+    to.warning("%s", _line(name, fields))
+
+
+def _line(name: str, fields: Mapping[str, object]) -> str:
+    return " ".join([name, *(f"{key}={_text(value)}" for key, value in fields.items())])
 
 
 def _text(value: object) -> str:

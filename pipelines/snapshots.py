@@ -9,23 +9,25 @@ of its own, as large as the model: ``RUN/snapshots/000250000_0.05``. Called by `
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from torch import Tensor
 
 from layered_model import checkpoint
 from layered_model.checkpoint import ModelConfig
-from layered_model.ema import PowerEMA, Profile, combine, reconstruction
+from layered_model.ema import Profile, combine, reconstruction
 from pipelines import storage
 from pipelines.config import UserError
 from pipelines.schema import RunDir
 
 
-def save(layout: RunDir, config: ModelConfig, averages: Iterable[PowerEMA]) -> None:
-    """Keeps each average as it is now, with ``config`` saying after how many pictures."""
-    for average in averages:
-        name = f"{config.num_images_trained:012d}_{average.relative_width}"
-        for file, content in checkpoint.encode(config, average.weights).items():
+def save(
+    layout: RunDir, config: ModelConfig, averages: Iterable[tuple[float, Mapping[str, Tensor]]]
+) -> None:
+    """Keeps averages, each a relative width and weights, with ``config`` saying after how many pictures."""
+    for width, weights in averages:
+        name = f"{config.num_images_trained:012d}_{width}"
+        for file, content in checkpoint.encode(config, weights).items():
             storage.write_atomically(storage.join(layout.snapshots, name, file), content)
 
 

@@ -13,6 +13,7 @@ import errno
 import importlib.util
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,17 @@ def remove(path: str) -> None:
             filesystem.rm_file(name)
         return
     Path(path).unlink(missing_ok=True)
+
+
+def remove_directory(directory: str) -> None:
+    """Deletes a directory with all that is in it, if it is there."""
+    if is_remote(directory):
+        filesystem, name = _remote(directory)
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.rm(name, recursive=True)
+        return
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(directory)
 
 
 def require_writable(directory: str, key: str) -> None:

@@ -23,6 +23,9 @@ from pipelines.session import Needs, Progress, connect, event
 
 logger = logging.getLogger(__name__)
 
+RAY_TRAIN_FOLDER = "ray_train"
+"""In the run's directory; what Ray Train keeps for itself."""
+
 MAY_CHANGE = (
     "preset",
     "data.",
@@ -30,15 +33,22 @@ MAY_CHANGE = (
     "text.num_actors",
     "train.num_images",
     "train.cooldown_images",
+    "train.accumulation_steps",
     "train.num_workers",
+    "train.min_workers",
+    "train.compile",
     "train.cpus_per_worker",
     "train.use_gpu",
     "train.log_every_images",
     "train.checkpoint_every_images",
     "train.num_checkpoints_kept",
+    "train.keep_",
+    "train.validate_every_images",
+    "train.num_validation_images",
     "train.grid_every_images",
     "train.checkpoint_upper_layers",
     "train.max_failures",
+    "train.max_skipped_steps",
     "sample.",
     "evaluate.",
     "ray.",
@@ -91,7 +101,7 @@ def run(config: Config) -> str:
     storage.write_atomically(layout.config, to_yaml(config).encode())
     needs = Needs(
         stage="train",
-        workers=config.train.num_workers,
+        workers=config.train.min_workers or config.train.num_workers,
         cpus_per_worker=config.train.cpus_per_worker,
         gpus_per_worker=float(config.train.use_gpu),
         cpus_for_tasks=0.0,
@@ -155,12 +165,13 @@ def _num_images_trained(layout: RunDir) -> int:
 
 
 def _fit(config: Config, layout: RunDir) -> None:
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     from pipelines.trainer import run_worker
 
     train = config.train
+    fewest = train.num_workers if train.min_workers is None else train.min_workers
     trainer = TorchTrainer(
         run_worker,
         train_loop_config={
@@ -168,19 +179,21 @@ def _fit(config: Config, layout: RunDir) -> None:
             "dataset": storage.absolute(config.dataset),
         },
         scaling_config=ScalingConfig(
-            num_workers=train.num_workers,
+            num_workers=train.num_workers
+            if fewest == train.num_workers
+            else (fewest, train.num_workers),
             use_gpu=train.use_gpu,
             resources_per_worker={"CPU": train.cpus_per_worker, "GPU": float(train.use_gpu)},
         ),
-        # Ray Train finds its own checkpoints again by this path and goes on from the newest.
+        # Ray Train replaces workers; what they go on from is ours (`checkpoints`).
         run_config=RunConfig(
-            name="checkpoints",
+            name=RAY_TRAIN_FOLDER,
             storage_path=layout.path,
-            checkpoint_config=CheckpointConfig(num_to_keep=train.num_checkpoints_kept),
             failure_config=FailureConfig(max_failures=train.max_failures),
         ),
     )
-    trainer.fit()
+    if (stopped := trainer.fit().return_value) is not None:
+        raise UserError(stopped)
 
 
 @contextlib.contextmanager
@@ -208,8 +221,8 @@ def _follow(config: Config, layout: RunDir, finished: threading.Event) -> None:
                     for key, value in line.items()
                     if key.startswith("loss/") and key.count("/") == 1  # of layers, not of bins
                 }
-                speed = line["images_per_second"]
-                bar.update(int(line["images"]) - bar.done, **losses, images_per_second=speed)
+                speed = {key: line[key] for key in ("images_per_second", "val/loss") if key in line}
+                bar.update(int(line["images"]) - bar.done, **losses, **speed)
             if last:
                 return
 

@@ -1,20 +1,17 @@
 """The training loop of one worker, under Ray Train.
 
-Everything random is a function of (seed, pictures seen, rank): order and captions in `loader`, which need no rank, times and
-noise here. A checkpoint is therefore weights, averaged weights, optimizer and one number, and a run that was interrupted goes on
-as if it had not been. Rank 0 alone keeps the averaged weights, the log and the grids of samples; all ranks meet in
-``ray.train.report``. Called by `train`.
+Everything random is a function of (seed, pictures seen, rank): order and captions in `loader`, which need no rank, times, noise
+and dropout here. A checkpoint is therefore weights, averaged weights, optimizer and a few numbers, and a run that was interrupted
+goes on as if it had not been. Rank 0 alone keeps the averaged weights and writes to the run's directory, and what it cannot do
+all workers learn of, or they would wait for it in vain. Called by `train`.
 """
 
-import json
+import functools
 import logging
 import math
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +19,7 @@ import ray.train
 import ray.train.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from layered_model import checkpoint
 from layered_model.checkpoint import ModelConfig, SamplingDefaults
@@ -31,53 +29,37 @@ from layered_model.ema import DecayEMA, PowerEMA
 from layered_model.growth import grow
 from layered_model.images import to_float
 from layered_model.loss import stratified_times
-from layered_model.pipeline import LayeredPipeline
-from layered_model.text import EncoderInfo, pad
+from layered_model.text import EncoderInfo
 from layered_model.unet import LayeredUNet, Network, make_network
-from pipelines import loader, snapshots, storage
+from pipelines import loader, snapshots, storage, validation
+from pipelines.checkpoints import Rule, Store, Writer, copied
 from pipelines.config import Config, from_yaml, to_yaml
-from pipelines.dataset import PreparedDataset, text_of, text_rows
-from pipelines.grid import contact_sheet, png_bytes
+from pipelines.dataset import PreparedDataset
 from pipelines.loader import Batch, Share
 from pipelines.losses import LossByNoise
 from pipelines.optimizers import make_optimizers
-from pipelines.schema import CAPTIONS, TEXT, TEXT_LENGTHS, RunDir
+from pipelines.runlog import MetricsLog, Stopwatch, memory, write_environment
+from pipelines.schema import RunDir
 from pipelines.sections import TrainConfig
-from pipelines.session import event, setup_logging
+from pipelines.session import event, setup_logging, warning
+from pipelines.workers import agreed, on_device, parallel
 
 logger = logging.getLogger(__name__)
 
-STATE_FILE = "state.pt"
-GRID_CAPTIONS = 8
 
+def run_worker(arguments: dict[str, Any]) -> str | None:
+    """What Ray Train runs in each worker: ``config`` as YAML, ``dataset`` path.
 
-def run_worker(arguments: dict[str, Any]) -> None:
-    """What Ray Train runs in each worker: ``config`` as YAML, ``dataset`` path."""
+    Returns:
+        Why training stopped before its end. Another worker in this one's place could do no better, so it is no failure.
+    """
     setup_logging()
     config = from_yaml(arguments["config"])
-    Worker(config, PreparedDataset.open(arguments["dataset"])).train()
-
-
-@dataclass
-class Stopwatch:
-    """Seconds by activity since the last reset."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def time(self, activity: str) -> Iterator[None]:
-        """Adds the time spent inside to an activity."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            spent = time.perf_counter() - began
-            self.seconds[activity] = self.seconds.get(activity, 0.0) + spent
-
-    def take(self) -> dict[str, float]:
-        """The seconds so far, and start anew."""
-        taken, self.seconds = self.seconds, {}
-        return taken
+    try:
+        Worker(config, PreparedDataset.open(arguments["dataset"])).train()
+    except Stopped as stopped:
+        return str(stopped)
+    return None
 
 
 def model_config(config: Config, dataset: PreparedDataset, num_images: int) -> ModelConfig:
@@ -124,6 +106,10 @@ def random_crop(config: Config, generator: torch.Generator) -> Box | None:
     return Box(top, left, side, side)
 
 
+class Stopped(Exception):
+    """Training cannot go on, and all workers know it; the text tells the user why."""
+
+
 class Worker:
     """One process of data-parallel training."""
 
@@ -133,26 +119,23 @@ class Worker:
         self.config, self.dataset = config, dataset
         self.layout = RunDir(storage.absolute(config.run))
         self.device = ray.train.torch.get_device()
-        self.num_images = 0
+        self.num_images = self.num_skipped = 0
+        self.validation_loss: float | None = None
         torch.manual_seed(config.seed)
         network = fresh_network(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.model: nn.Module = ray.train.torch.prepare_model(network)
-        self.network: Network = getattr(self.model, "module", self.model)
+        self.model = parallel(network, static=config.train.accumulation_steps == 1)
+        self.network: Network = network
+        self.step_model: Any = torch.compile(self.model) if config.train.compile else self.model
         self.diffusion = LayeredDiffusion(config.diffusion, config.model.layers)
         self.optimizers = make_optimizers(self.network, config.train)
-        train = config.train
-        self.tracked = {width: PowerEMA(self.network, width) for width in train.ema_snapshot_widths}
-        self.ema: PowerEMA | DecayEMA
-        if train.ema_decay is not None:
-            self.ema = DecayEMA(self.network, train.ema_decay)
-        elif train.ema_relative_width in self.tracked:
-            self.ema = self.tracked[train.ema_relative_width]
-        else:
-            self.ema = PowerEMA(self.network, train.ema_relative_width)
-        self.averages = list({id(a): a for a in (self.ema, *self.tracked.values())}.values())
+        self.ema, self.tracked = make_averages(self.network, config.train)
+        self.averages = list({id(a): a for a in (self.ema, *self.tracked)}.values())
         self.losses = LossByNoise(self.diffusion.resolutions, self.device)
+        self.checkpoints, self.writer = Store(self.layout.checkpoints), Writer()
         self._restore()
         self.log = MetricsLog(self.layout, self.num_images) if self.rank == 0 else None
+        if self.rank == 0:
+            write_environment(self.layout, self.device, self.world_size)
 
     def train(self) -> None:
         """Trains to ``train.num_images``, then rank 0 writes the model's directory."""
@@ -167,130 +150,254 @@ class Worker:
             num_threads=max(1, int(train.cpus_per_worker)),
         )
         with closing(loader.batches(self.dataset, "train", share)) as reader:
-            self._train(reader)
-        if self.rank == 0:
-            self._export()
+            self._train(on_device(reader, self.device))
+        self._lead(self._export)
 
     def _train(self, reader: Iterator[Batch]) -> None:
         train = self.config.train
         stopwatch, logged, began = Stopwatch(), self.num_images, time.perf_counter()
-        norm = torch.zeros(())
+        norm = math.nan
         while self.num_images < train.num_images:
             with stopwatch.time("data"):
                 batch = next(reader)
             with stopwatch.time("model"):
-                self._backward(batch)
+                terms = self._backward(batch)
             with stopwatch.time("optimizer"):
-                norm = self._step()
+                norm = self._step(terms)
             before, self.num_images = self.num_images, self.num_images + train.batch_size
             done = self.num_images >= train.num_images
-            if done or _crossed(train.log_every_images, before, self.num_images):
+            crossed = functools.partial(_crossed, before=before, after=self.num_images)
+            if done or crossed(train.validate_every_images):
+                with stopwatch.time("validation"):
+                    self._validate()
+            if crossed(train.grid_every_images) and not done:
+                with stopwatch.time("samples"):
+                    self._lead(self._draw_grid)
+            if done or crossed(train.checkpoint_every_images):
+                with stopwatch.time("checkpoint"):
+                    self._save(wait=done)
+            if done or crossed(train.log_every_images):
                 speed = (self.num_images - logged) / (time.perf_counter() - began)
                 self._log(norm, speed, stopwatch.take())
                 logged, began = self.num_images, time.perf_counter()
-            with stopwatch.time("other"):
-                if _crossed(train.grid_every_images, before, self.num_images) and not done:
-                    self._draw_grid()
-                if done or _crossed(train.checkpoint_every_images, before, self.num_images):
-                    self._save()
 
-    def _backward(self, batch: Batch) -> None:
-        """Gradients of one batch."""
+    def _backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Adds up the gradients of one batch.
+
+        Returns:
+            The reference's logsnr [b] and the loss of each layer and picture [layers, b], for the log.
+        """
         train, local = self.config.train, len(batch.pictures)
-        shared = torch.Generator().manual_seed(_seed(self.config.seed, self.num_images))
-        own = torch.Generator().manual_seed(_seed(self.config.seed, self.num_images, self.rank + 1))
+        seed, seen = self.config.seed, self.num_images
+        shared = torch.Generator().manual_seed(_seed(seed, seen))
+        own = torch.Generator().manual_seed(_seed(seed, seen, self.rank + 1))
+        torch.manual_seed(_seed(seed, seen, self.rank + 1, 1))  # of dropout
         t = stratified_times(self.rank * local, local, train.batch_size, shared).to(self.device)
         channels = self.config.model.picture_channels
         eps = self.diffusion.noise(
             lambda r: torch.randn(local, channels, r, r, generator=own).to(self.device)
         )
-        with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=train.precision == "bfloat16"
-        ):
-            loss = self.diffusion.loss(
-                self.model,
-                to_float(batch.pictures.to(self.device)),
-                eps,
-                t,
-                batch.text.to(self.device, torch.float32),
-                batch.text_mask.to(self.device),
-                crop=random_crop(self.config, own),
-            )
-        torch.autograd.backward(loss.total)
-        self.losses.add(self.diffusion.logsnr_ref(t), loss.per_picture)
+        crop = random_crop(self.config, own)
+        per_picture = []
+        size = local // train.accumulation_steps
+        for start in range(0, local, size):
+            part = slice(start, start + size)
+            with (
+                self._gradients_kept(local - start > size),
+                torch.autocast(
+                    self.device.type, torch.bfloat16, enabled=train.precision == "bfloat16"
+                ),
+            ):
+                loss = self.diffusion.loss(
+                    self.step_model,
+                    to_float(batch.pictures[part].to(self.device)),
+                    [layer[part] for layer in eps],
+                    t[part],
+                    batch.text[part].to(self.device, torch.float32),
+                    batch.text_mask[part].to(self.device),
+                    crop=crop,
+                )
+                torch.autograd.backward(loss.total / train.accumulation_steps)
+            per_picture.append(loss.per_picture)
+        return self.diffusion.logsnr_ref(t), torch.cat(per_picture, dim=1)
 
-    def _step(self) -> Tensor:
-        """One optimizer step; returns the gradient's norm before clipping."""
+    @contextmanager
+    def _gradients_kept(self, kept: bool) -> Iterator[None]:
+        """Gradients stay on this worker, to be exchanged with those of a later part."""
+        if kept and isinstance(self.model, DistributedDataParallel):
+            with self.model.no_sync():
+                yield
+        else:
+            yield
+
+    def _step(self, terms: tuple[Tensor, Tensor]) -> float:
+        """One optimizer step, or none where the gradient is not finite; returns its norm before clipping."""
         train = self.config.train
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), train.grad_clip)
+        # Reading the norm waits for the device once a step, and keeps what is not a number out of the weights.
+        norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), train.grad_clip))
+        if math.isfinite(norm):
+            self.losses.add(*terms)
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(train, self.num_images)
+                optimizer.step()
+        else:
+            self._skip()
         for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(train, self.num_images)
-            optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         if self.rank == 0:
             for average in self.averages:
                 average.update(self.network)
         return norm
 
-    def _log(self, norm: Tensor, images_per_second: float, seconds: dict[str, float]) -> None:
-        """Checks that the loss is finite, on every rank, and adds one line to rank 0's log."""
-        losses = self.losses.take()
-        if not all(map(math.isfinite, losses.values())):
-            raise FloatingPointError(
-                f"the loss is {losses} after {self.num_images} pictures; training stops at the last "
-                f"checkpoint in {self.layout.checkpoints}; a lower train.learning_rate may help"
+    def _skip(self) -> None:
+        """Counts a step that is left out. The gradient is the mean of all workers', and so is the decision."""
+        self.num_skipped += 1
+        if self.rank == 0:
+            warning(
+                logger,
+                "skipped_step",
+                reason="the gradient is not finite",
+                images=self.num_images,
+                skipped=self.num_skipped,
+                allowed=self.config.train.max_skipped_steps,
             )
-        if self.log is None:
-            return
+        if self.num_skipped > self.config.train.max_skipped_steps:
+            raise Stopped(
+                f"{self.num_skipped} steps had a gradient that is not finite, the last after "
+                f"{self.num_images} pictures, and train.max_skipped_steps="
+                f"{self.config.train.max_skipped_steps} allows no more; {self._newest()}; a lower "
+                "train.learning_rate may help"
+            )
+
+    def _newest(self) -> str:
+        found = self.checkpoints.all()
+        if not found:
+            return "there is no checkpoint yet"
+        return f"the last checkpoint is {self.checkpoints.path(found[-1].num_images)}"
+
+    def _lead(self, action: Callable[[], None]) -> None:
+        """Rank 0 does something with the run's directory. Where that fails all workers stop, not one alone."""
+        problem = None
+        if self.rank == 0:
+            try:
+                action()
+            except OSError as error:
+                problem = (
+                    f"run={self.config.run!r}: {error}; training stopped after {self.num_images} "
+                    f"pictures; {self._newest()}, from which the same command goes on"
+                )
+        if (problem := agreed(problem)) is not None:
+            raise Stopped(problem)
+
+    def _log(self, norm: float, images_per_second: float, seconds: dict[str, float]) -> None:
+        """Adds one line to rank 0's log."""
+        losses = self.losses.take()
         total = sum(seconds.values())
-        self.log.add(
-            self.num_images,
+        values = (
             losses
             | {f"time/{name}": spent / total for name, spent in sorted(seconds.items())}
             | {
-                "grad_norm": float(norm),
+                "grad_norm": norm,
                 "learning_rate": self.optimizers[0].param_groups[0]["lr"],
                 "images_per_second": images_per_second,
-            },
+                "skipped_steps": float(self.num_skipped),
+            }
+            | memory(self.device)
         )
 
-    def _save(self) -> None:
-        """Hands a checkpoint to Ray Train. All ranks call it: report is a barrier."""
-        metrics: dict[str, Any] = {"num_images": self.num_images}
-        if self.rank != 0:
-            ray.train.report(metrics)
+        def add() -> None:
+            self.writer.check()
+            assert self.log is not None
+            self.log.add(self.num_images, values)
+
+        self._lead(add)
+
+    def _validate(self) -> None:
+        """Rank 0 measures the averaged weights on fixed pictures."""
+        if not validation.num_rows(self.config, self.dataset):
             return
-        with tempfile.TemporaryDirectory() as folder:
-            state = {
-                "config": to_yaml(self.config),
-                "num_images": self.num_images,
-                "network": self.network.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-                "averages": [average.state_dict() for average in self.averages],
-            }
-            torch.save(state, Path(folder, STATE_FILE))
-            model = model_config(self.config, self.dataset, self.num_images)
-            snapshots.save(self.layout, model, self.tracked.values())
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+        def measure() -> None:
+            assert self.log is not None
+            found = validation.validation_loss(
+                self.config, self.dataset, self._averaged().to(self.device), self.device
+            )
+            self.validation_loss = found["val/loss"]
+            self.log.add(self.num_images, found)
+
+        self._lead(measure)
+
+    def _draw_grid(self) -> None:
+        """Draws fixed captions from the averaged weights."""
+        assert self.log is not None
+        if self.dataset.num_images(validation.SPLIT):
+            config = model_config(self.config, self.dataset, self.num_images)
+            sheet = validation.draw_grid(config, self.dataset, self._averaged(), self.device)
+            self.log.add_grid(self.num_images, sheet)
+
+    def _averaged(self) -> Network:
+        network = make_network(self.config.model)
+        network.load_state_dict(self.ema.weights)
+        return network
+
+    def _save(self, *, wait: bool) -> None:
+        """Rank 0 begins to write a checkpoint, from a copy, while training goes on."""
+
+        def begin() -> None:
+            self.writer.check(wait=True)  # before a copy is made: there are never two
+            write = functools.partial(self._write, self.num_images, copied(self._state()))
+            self.writer.submit(write)
+            if wait:
+                self.writer.check(wait=True)
+
+        self._lead(begin)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "config": to_yaml(self.config),
+            "num_images": self.num_images,
+            "num_skipped": self.num_skipped,
+            "validation_loss": self.validation_loss,
+            "network": self.network.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "averages": [average.state_dict() for average in self.averages],
+        }
+
+    def _write(self, num_images: int, state: dict[str, Any]) -> None:
+        """In the writer's thread."""
+        train = self.config.train
+        kept = [
+            (average.relative_width, state["averages"][self.averages.index(average)]["weights"])
+            for average in self.tracked
+        ]
+        snapshots.save(self.layout, model_config(self.config, self.dataset, num_images), kept)
+        self.checkpoints.write(num_images, state, state["validation_loss"])
+        rule = Rule(
+            num_newest=train.num_checkpoints_kept,
+            every_images=train.keep_checkpoints_every_images,
+            best=train.keep_best_checkpoint,
+        )
+        self.checkpoints.prune(rule)
 
     def _restore(self) -> None:
-        """Goes on from Ray Train's latest checkpoint, if there is one."""
-        latest = ray.train.get_checkpoint()
-        if latest is None:
+        """Goes on from the newest checkpoint that is sound, on all workers from the same."""
+        state = self.checkpoints.read_newest(self.device) if self.rank == 0 else None
+        num_images = agreed(None if state is None else int(state["num_images"]))
+        if num_images is None:
             return
-        with latest.as_directory() as folder:
-            state = torch.load(
-                Path(folder, STATE_FILE), map_location=self.device, weights_only=True
-            )
-        self.num_images = state["num_images"]
+        if state is None:
+            state = self.checkpoints.read(num_images, self.device)
+        self.num_images, self.num_skipped = num_images, state["num_skipped"]
+        self.validation_loss = state["validation_loss"]
         self.network.load_state_dict(state["network"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         for average, saved in zip(self.averages, state["averages"], strict=True):
             average.load_state_dict(**saved)
         if self.rank == 0:
-            event(logger, "resumed", images=self.num_images, checkpoint=latest.path)
+            path = self.checkpoints.path(num_images)
+            event(logger, "resumed", images=num_images, checkpoint=path, workers=self.world_size)
 
     def _export(self) -> None:
         config = model_config(self.config, self.dataset, self.num_images)
@@ -298,62 +405,16 @@ class Worker:
             storage.write_atomically(storage.join(self.layout.model, name), content)
         event(logger, "exported", model=self.layout.model)
 
-    def _draw_grid(self) -> None:
-        """Rank 0 draws fixed captions with fixed seeds from the averaged weights."""
-        if self.rank != 0 or not self.dataset.num_images("val"):
-            return
-        rows = range(min(GRID_CAPTIONS, self.dataset.num_images("val")))
-        table = self.dataset.read("val", [CAPTIONS, TEXT, TEXT_LENGTHS], rows)
-        tokens = [torch.from_numpy(text_of(row, 0).astype(np.float32)) for row in text_rows(table)]
-        averaged = make_network(self.config.model)
-        averaged.load_state_dict(self.ema.weights)
-        pipe = LayeredPipeline(
-            model_config(self.config, self.dataset, self.num_images), averaged, device=self.device
-        )
-        pictures = pipe.sample(*pad(tokens, self.config.text.max_tokens), list(rows))
-        sheet = contact_sheet(
-            [captions[0] for captions in table.column(CAPTIONS).to_pylist()],
-            {resolution: list(batch.numpy()) for resolution, batch in pictures.items()},
-            title=f"after {self.num_images:,} pictures",
-        )
-        assert self.log is not None
-        self.log.add_grid(self.num_images, sheet)
 
-
-class MetricsLog:
-    """``metrics.jsonl``, TensorBoard events and grids of a run, in rank 0.
-
-    Lines of an interrupted run beyond the position it goes on from are dropped.
-    """
-
-    def __init__(self, layout: RunDir, num_images: int) -> None:
-        self.layout = layout
-        self.lines: list[str] = []
-        if num_images and storage.exists(layout.metrics_log):
-            lines = storage.read_bytes(layout.metrics_log).decode().splitlines()
-            self.lines = [line for line in lines if json.loads(line)["images"] <= num_images]
-        self._board: Any = None
-        if not storage.is_remote(layout.path):
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(layout.tensorboard, purge_step=num_images or None)
-
-    def add(self, num_images: int, values: dict[str, float]) -> None:
-        """One line, at a position."""
-        record = {"images": num_images, **{name: float(f"{v:.6g}") for name, v in values.items()}}
-        self.lines.append(json.dumps(record))
-        storage.write_atomically(self.layout.metrics_log, ("\n".join(self.lines) + "\n").encode())
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, num_images)
-            self._board.flush()
-
-    def add_grid(self, num_images: int, sheet: Any) -> None:
-        """One contact sheet, at a position."""
-        path = storage.join(self.layout.samples, f"{num_images:09d}.png")
-        storage.write_atomically(path, png_bytes(sheet))
-        if self._board is not None:
-            self._board.add_image("samples", np.asarray(sheet), num_images, dataformats="HWC")
+def make_averages(
+    network: Network, train: TrainConfig
+) -> tuple[PowerEMA | DecayEMA, list[PowerEMA]]:
+    """The average that is exported, and those that are kept as snapshots, among which it may be."""
+    tracked = {width: PowerEMA(network, width) for width in train.ema_snapshot_widths}
+    if train.ema_decay is not None:
+        return DecayEMA(network, train.ema_decay), list(tracked.values())
+    width = train.ema_relative_width
+    return tracked.get(width) or PowerEMA(network, width), list(tracked.values())
 
 
 def learning_rate(train: TrainConfig, num_images: int) -> float:
