@@ -31,7 +31,7 @@ from pipelines import schema, storage, units
 from pipelines.annotations import ENTRIES, Listing
 from pipelines.config import Config, UserError, fingerprint
 from pipelines.schema import Counts, DataFile, Manifest, Settings, Split, TextSize
-from pipelines.session import Needs, Progress, capacity, connect, event
+from pipelines.session import Needs, Progress, connect, event, may_grow, resources
 from pipelines.sources import Row, Source, open_source
 
 logger = logging.getLogger(__name__)
@@ -305,11 +305,12 @@ def _make(config: Config, plan: Plan, missing: list[Row], kept: Finished) -> Fin
 def _shares(num_actors: int) -> tuple[float, float]:
     """CPUs of a task or an encoder, and GPUs of an encoder.
 
-    One CPU each, or less where the encoders would take them all and leave nothing to decode with.
+    One CPU each, or less where the encoders would take them all and leave nothing to decode with, and no more nodes can come.
     """
-    nodes = capacity()
+    nodes = resources()
     cpus, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
-    return min(1.0, cpus / (num_actors + 1)), min(1.0, gpus / num_actors) if num_actors else 0.0
+    share = 1.0 if may_grow() else min(1.0, cpus / (num_actors + 1))
+    return share, min(1.0, gpus / num_actors) if num_actors else 0.0
 
 
 def _images(files: Finished) -> int:

@@ -1,7 +1,8 @@
 """How a stage meets Ray, and how it says what it is doing.
 
 `connect` joins the cluster that ``RAY_ADDRESS`` names (a submitted job has it set), or starts a local Ray for the time of the
-stage. Before any work it makes sure that what the stage asks for can ever be given, because Ray itself would wait in silence:
+stage. Before any work it makes sure that what the stage asks for can ever be given, because Ray itself would wait in silence; on
+a cluster that may grow it says that it waits:
 
     workers fit   sum over nodes of floor(node's resources / worker's resources) >= workers
     CPUs remain   cpus of the cluster - workers * cpus of a worker >= what tasks need, those of Ray Data at least 1
@@ -46,6 +47,9 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 """What Ray is told unless the user's environment says otherwise."""
+
+NODE_GROUP = "ray.io/node-group"
+"""Label of nodes that were started as one of a group, by the cluster launcher or KubeRay."""
 
 MAX_TEMPORARY_CHARACTERS = 30
 """Ray's sockets lie about 70 characters below its temporary directory, and Linux allows a socket's path 107."""
@@ -182,30 +186,34 @@ def _temporary_directory() -> Iterator[str]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def capacity() -> list[Mapping[str, float]]:
-    """Resources of each live node; or in one, where it may grow, of the largest cluster that the autoscaler allows."""
+def resources() -> list[Mapping[str, float]]:
+    """Resources of each live node."""
     import ray
 
-    limits = _limits()
-    return [limits] if limits else [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _limits() -> dict[str, float] | None:
-    """What all nodes may have together when the autoscaler has added as many as it may; None without one."""
-    from ray._private.state import state  # has no public name
+def may_grow() -> bool:
+    """Whether the cluster launcher or KubeRay runs the nodes, and its autoscaler may add to them.
 
-    limits: dict[str, float] | None = state.get_max_resources_from_cluster_config()
-    return limits
+    How many it may add, if any, is not to be learnt from Ray 2.60.
+    """
+    import ray
+
+    return any(NODE_GROUP in node["Labels"] for node in ray.nodes() if node["Alive"])
 
 
 def _check_needs(config: Config, needs: Needs) -> None:
-    nodes = capacity()
-    check_resources(needs, nodes)
+    nodes, grows = resources(), may_grow()
     check_paths(
-        needs.paths,
-        several_nodes=len(nodes) > 1 or _limits() is not None,
-        shared=config.ray.shared_paths,
+        needs.paths, several_nodes=grows or len(nodes) > 1, shared=config.ray.shared_paths
     )
+    try:
+        check_resources(needs, nodes)
+    except UserError as error:
+        if not grows:
+            raise
+        event(logger, "waiting", until="the autoscaler adds nodes", reason=error)
 
 
 def check_resources(needs: Needs, nodes: Sequence[Mapping[str, float]]) -> None:

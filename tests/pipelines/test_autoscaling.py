@@ -61,7 +61,7 @@ def watch():
     while not done.wait(0.2):
         counts.append(sum(node["Alive"] for node in ray.nodes()) - 1)
 
-watcher = threading.Thread(target=watch)
+watcher = threading.Thread(target=watch, daemon=True)
 watcher.start()
 prepare.run(from_yaml(open(sys.argv[1]).read()))
 deadline = time.monotonic() + 60
@@ -74,6 +74,8 @@ print(json.dumps(counts))
 """Prepares, and tells how many nodes there were beside the head, five times a second, until they have gone."""
 
 NUM_PICTURES = 1500
+TIMEOUT = 240
+"""Seconds after which a driver waits in vain: its cluster has ended."""
 
 
 def launcher(address: str) -> dict[str, object]:
@@ -100,6 +102,7 @@ def launcher(address: str) -> dict[str, object]:
         "auth": {},
         "docker": {},
         "file_mounts": {},
+        "cluster_synced_files": [],
         **{name: [] for name in COMMANDS},
     }
 
@@ -161,6 +164,7 @@ def test_nodes_come_are_used_and_go(configure, photos, cluster, tmp_path):
         env=os.environ | ENVIRONMENT | {"RAY_ADDRESS": cluster},
         capture_output=True,
         text=True,
+        timeout=TIMEOUT,
     )
     assert done.returncode == 0, done.stderr
     counts = json.loads(done.stdout.splitlines()[-1])
@@ -178,6 +182,7 @@ def test_local_paths_on_a_cluster_that_may_grow_are_refused(configure, photos, c
         env=os.environ | ENVIRONMENT | {"RAY_ADDRESS": cluster},
         capture_output=True,
         text=True,
+        timeout=TIMEOUT,
     )
     assert done.returncode == 2, done.stderr
     assert "is a local path, and the cluster has or may get several nodes" in done.stderr
