@@ -55,13 +55,19 @@ STAGES = {
         description="Draws pictures for captions of the validation split and scores them at every resolution.",
         example="layered evaluate --run runs/demo evaluate.num_images=256",
     ),
+    "report": Stage(
+        summary="run -> one page with curves, pictures and scores",
+        description="Writes one HTML page about a run, finished or not: curves of all that was logged, grids of samples,\n"
+        "scores, configuration and environment. The page needs no other file and no network.",
+        example="layered report runs/demo",
+    ),
     "sample": Stage(
         summary="model and a prompt -> pictures",
         description="Draws pictures of a prompt at every resolution, as PNG files and one sheet.",
         example='layered sample "a red apple" --run runs/demo --seed 7',
     ),
     "demo": Stage(
-        summary="all of the above on the embedded pictures",
+        summary="prepare, train, evaluate and sample the embedded pictures",
         description="Runs prepare, train, evaluate and sample as jobs of a local Ray. Interrupted, it goes on where it was.",
         example="layered demo",
     ),
@@ -129,6 +135,8 @@ def _run(name: str, options: argparse.Namespace) -> int:
         return _bench(name, options)
     if name == "inspect":
         return _inspect(options)
+    if name == "report":
+        return _report(options)
     from pipelines.config import to_yaml
 
     config = _load(name, options)
@@ -178,6 +186,12 @@ def _inspect(options: argparse.Namespace) -> int:
         )
     )
     return code
+
+
+def _report(options: argparse.Namespace) -> int:
+    report = importlib.import_module("pipelines.report")
+    print(f"report: {report.run(options.run, options.output)}")
+    return 0
 
 
 def _load(name: str, options: argparse.Namespace) -> "Config":
@@ -282,6 +296,11 @@ def _add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="directory of a run; local or s3://")
+    parser.add_argument("--output", metavar="FILE", help="where to write (RUN/report.html)")
+
+
 def _add_bench_arguments(parser: argparse.ArgumentParser) -> None:
     _add_output(parser)
     parser.add_argument(
@@ -337,6 +356,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 ARGUMENTS = {
     "inspect": _add_inspect_arguments,
+    "report": _add_report_arguments,
     "bench": _add_bench_arguments,
     "bench prepare": _add_bench_prepare_arguments,
     "bench loader": _add_bench_loader_arguments,

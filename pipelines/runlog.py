@@ -88,10 +88,10 @@ def memory(device: torch.device) -> dict[str, float]:
     """Most memory taken so far, in bytes: of this process, and of a GPU's memory by it."""
     kibibytes = 1 if sys.platform == "darwin" else 1024
     taken: dict[str, float] = {
-        "memory/process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kibibytes
+        "memory/process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kibibytes
     }
     if device.type == "cuda":
-        taken["memory/gpu"] = torch.cuda.max_memory_allocated(device)
+        taken["memory/gpu_bytes"] = torch.cuda.max_memory_allocated(device)
     return taken
 
 
@@ -107,5 +107,4 @@ def write_environment(layout: RunDir, device: torch.device, num_workers: int) ->
         "num_workers": num_workers,
         "packages": dict(sorted((d.name, d.version) for d in distributions())),
     }
-    path = storage.join(layout.path, "environment.json")
-    storage.write_atomically(path, (json.dumps(found, indent=1) + "\n").encode())
+    storage.write_atomically(layout.environment, (json.dumps(found, indent=1) + "\n").encode())

@@ -268,3 +268,13 @@ class RunDir:
     def grid(self) -> str:
         """Picture of captions and samples, from the evaluation."""
         return f"{self.path}/grid.png"
+
+    @property
+    def environment(self) -> str:
+        """What training ran on: versions of packages, devices, number of workers; of the last start."""
+        return f"{self.path}/environment.json"
+
+    @property
+    def report(self) -> str:
+        """The page that `layered report` writes."""
+        return f"{self.path}/report.html"

@@ -9,6 +9,7 @@ Called by every stage; imports nothing heavy, for it is loaded in each of Ray's 
 import collections
 import concurrent.futures
 import contextlib
+import datetime
 import errno
 import importlib.util
 import os
@@ -153,6 +154,19 @@ def _read_or_error(path: str) -> bytes | OSError:
         if is_remote(path):  # refused because of its key or token, as everything else will be
             raise
         return error
+
+
+def modified(path: str) -> datetime.datetime:
+    """When a file was last written, in UTC.
+
+    Raises:
+        OSError: as `open` does.
+    """
+    if is_remote(path):
+        filesystem, name = _remote(path)
+        found: datetime.datetime = filesystem.modified(name)
+        return found.astimezone(datetime.UTC)
+    return datetime.datetime.fromtimestamp(os.path.getmtime(path), datetime.UTC)
 
 
 def open_input(path: str) -> Any:

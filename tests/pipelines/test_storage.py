@@ -1,3 +1,4 @@
+import datetime
 import os
 from pathlib import Path
 
@@ -32,6 +33,13 @@ def test_empty_means_nothing_is_there(folder):
     assert storage.is_empty(storage.join(folder, "new"))
     storage.write_atomically(storage.join(folder, "new", "file"), b"")
     assert not storage.is_empty(storage.join(folder, "new"))
+
+
+def test_a_file_was_modified_just_now(folder):
+    path = storage.join(folder, "file")
+    before = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=1)
+    storage.write_atomically(path, b"")
+    assert before <= storage.modified(path) <= datetime.datetime.now(datetime.UTC)
 
 
 def test_missing_file_is_not_found(folder):
