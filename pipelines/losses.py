@@ -39,7 +39,7 @@ class LossByNoise:
         """Means over the batches and workers so far, and starts anew; every worker calls it.
 
         Returns:
-            ``loss/32`` for each layer, and ``loss/32/logsnr_-5`` for each of its bins in which there was a picture.
+            ``loss/32`` for each layer, and ``loss/32/logsnr_-5`` for each of its bins, where there was a picture.
         """
         if dist.is_initialized():
             dist.all_reduce(self._sums)
@@ -47,6 +47,8 @@ class LossByNoise:
         self._sums.zero_()
         means: dict[str, float] = {}
         for resolution, error, count in zip(self.resolutions, errors, counts, strict=True):
+            if not sum(count):
+                continue
             means[f"loss/{resolution}"] = sum(error) / sum(count)
             means |= {
                 f"loss/{resolution}/logsnr_{middle}": e / n

@@ -23,6 +23,9 @@ from pipelines.session import Needs, Progress, connect, event
 
 logger = logging.getLogger(__name__)
 
+RESIZE_SECONDS = 60.0
+"""Between two looks for nodes that have come back, of a run with fewer workers than it may have."""
+
 RAY_TRAIN_FOLDER = "ray_train"
 """In the run's directory; what Ray Train keeps for itself."""
 
@@ -183,6 +186,7 @@ def _fit(config: Config, layout: RunDir) -> None:
             if fewest == train.num_workers
             else (fewest, train.num_workers),
             use_gpu=train.use_gpu,
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
             resources_per_worker={"CPU": train.cpus_per_worker, "GPU": float(train.use_gpu)},
         ),
         # Ray Train replaces workers; what they go on from is ours (`checkpoints`).

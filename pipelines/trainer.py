@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -271,6 +271,8 @@ class Worker:
             )
 
     def _newest(self) -> str:
+        with suppress(OSError):
+            self.writer.check(wait=True)
         found = self.checkpoints.all()
         if not found:
             return "there is no checkpoint yet"
@@ -302,6 +304,7 @@ class Worker:
                 "learning_rate": self.optimizers[0].param_groups[0]["lr"],
                 "images_per_second": images_per_second,
                 "skipped_steps": float(self.num_skipped),
+                "num_workers": float(self.world_size),
             }
             | memory(self.device)
         )
