@@ -49,6 +49,7 @@ bench: $(VENV)/.dev  ## measure, and compare with peers in the same run
 	$(BIN)/layered bench
 	$(BIN)/layered bench prepare
 	$(BIN)/layered bench loader
+	$(BIN)/layered bench train
 
 clean:  ## delete the environment and the caches; datasets and runs stay
 	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -72,10 +72,10 @@ STAGES = {
         example="layered demo",
     ),
     "bench": Stage(
-        summary="speed and memory of networks, of prepare, of the loader",
+        summary="speed and memory of networks, and of the stages",
         description="Measures the networks of presets of shape (64T, 128S, 256S, S, B, L) beside the single-scale network\n"
-        "and diffusers' U-Net of equal multiply-adds, in one run. Reads no configuration. `layered bench prepare` and\n"
-        "`layered bench loader` measure those; each has its own --help.",
+        "and diffusers' U-Net of equal multiply-adds, in one run. Reads no configuration. `layered bench prepare`,\n"
+        "`layered bench loader` and `layered bench train` measure those; each has its own --help.",
         example="layered bench 64T --threads 1 --output bench.json",
     ),
     "config": Stage(
@@ -91,6 +91,11 @@ BENCHES = {
         description="Measures prepare on made-up pictures of COCO's sizes beside its work alone in a pool of processes, and the\n"
         "memory it takes. Settings are those of the preset coco512.",
         example="layered bench prepare --num-images 5000 20000 model.resolutions=[64,128,256]",
+    ),
+    "train": Stage(
+        summary="",
+        description="Measures training under Ray Train beside a bare PyTorch loop on the same batches, with as many threads.",
+        example="layered bench train --workers 1 2 --threads 2",
     ),
     "loader": Stage(
         summary="",
@@ -350,6 +355,26 @@ def _add_bench_loader_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", default=5, help="rounds (5)", **number)
 
 
+def _add_bench_train_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_output(parser)
+    number: dict[str, Any] = {"type": int, "metavar": "N"}
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="setting to override")
+    parser.add_argument("--preset", default="demo", help="preset of the configuration (demo)")
+    parser.add_argument(
+        "--dataset", metavar="DIR", help="prepared dataset (the preset's, prepared)"
+    )
+    parser.add_argument(
+        "--num-images", default=2560, help="of each run that count (2560)", **number
+    )
+    parser.add_argument(
+        "--workers", dest="num_workers", nargs="+", default=[1], help="of each run (1)", **number
+    )
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument(
+        "--threads", default=cores, help="of all workers together (one a core)", **number
+    )
+
+
 def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="FILE", help="write every figure as JSON")
 
@@ -360,6 +385,7 @@ ARGUMENTS = {
     "bench": _add_bench_arguments,
     "bench prepare": _add_bench_prepare_arguments,
     "bench loader": _add_bench_loader_arguments,
+    "bench train": _add_bench_train_arguments,
 }
 """Of what reads no configuration."""
 
