@@ -55,6 +55,12 @@ STAGES = {
         description="Draws pictures for captions of the validation split and scores them at every resolution.",
         example="layered evaluate --run runs/demo evaluate.num_images=256",
     ),
+    "export": Stage(
+        summary="checkpoint -> model",
+        description="Writes the averaged weights of a run's newest checkpoint, or of another, as a model's directory. Training\n"
+        "does so by itself at its end.",
+        example="layered export runs/coco512 --num-images 5000000 --output models/early",
+    ),
     "report": Stage(
         summary="run -> one page with curves, pictures and scores",
         description="Writes one HTML page about a run, finished or not: curves of all that was logged, grids of samples,\n"
@@ -142,6 +148,8 @@ def _run(name: str, options: argparse.Namespace) -> int:
         return _inspect(options)
     if name == "report":
         return _report(options)
+    if name == "export":
+        return _export(options)
     from pipelines.config import to_yaml
 
     config = _load(name, options)
@@ -191,6 +199,14 @@ def _inspect(options: argparse.Namespace) -> int:
         )
     )
     return code
+
+
+def _export(options: argparse.Namespace) -> int:
+    from pipelines.session import setup_logging
+
+    setup_logging()
+    importlib.import_module("pipelines.export").run(options.run, options.output, options.num_images)
+    return 0
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -301,6 +317,14 @@ def _add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="directory of the run")
+    parser.add_argument("--output", metavar="DIR", help="where to write (RUN/model)")
+    parser.add_argument(
+        "--num-images", type=int, metavar="N", help="pictures seen by the checkpoint (the newest)"
+    )
+
+
 def _add_report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="directory of a run; local or s3://")
     parser.add_argument("--output", metavar="FILE", help="where to write (RUN/report.html)")
@@ -381,6 +405,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 ARGUMENTS = {
     "inspect": _add_inspect_arguments,
+    "export": _add_export_arguments,
     "report": _add_report_arguments,
     "bench": _add_bench_arguments,
     "bench prepare": _add_bench_prepare_arguments,

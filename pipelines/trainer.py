@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -359,6 +360,7 @@ class Worker:
     def _state(self) -> dict[str, Any]:
         return {
             "config": to_yaml(self.config),
+            "model": asdict(model_config(self.config, self.dataset, self.num_images)),
             "num_images": self.num_images,
             "num_skipped": self.num_skipped,
             "validation_loss": self.validation_loss,
@@ -374,7 +376,7 @@ class Worker:
             (average.relative_width, state["averages"][self.averages.index(average)]["weights"])
             for average in self.tracked
         ]
-        snapshots.save(self.layout, model_config(self.config, self.dataset, num_images), kept)
+        snapshots.save(self.layout, ModelConfig.from_dict(state["model"]), kept)
         self.checkpoints.write(num_images, state, state["validation_loss"])
         rule = Rule(
             num_newest=train.num_checkpoints_kept,

@@ -20,7 +20,7 @@ import pytest
 import ray
 
 from layered_model import LayeredPipeline
-from pipelines import prepare, train, trainer
+from pipelines import cli, prepare, train, trainer
 from pipelines.checkpoints import STATE_FILE
 from pipelines.config import UserError, to_yaml
 from tests.pipelines.conftest import SMALL_MODEL
@@ -109,7 +109,7 @@ def test_steps_without_a_finite_gradient_are_left_out_and_too_many_stop_training
 
 @pytest.mark.ray
 def test_parts_of_a_step_add_up_and_a_damaged_checkpoint_is_passed_over(
-    config, local_ray, tmp_path
+    config, local_ray, tmp_path, capsys
 ) -> None:
     config = changed(config, keep_checkpoints_every_images=48)
     whole = changed(config, run=tmp_path / "whole")
@@ -132,6 +132,15 @@ def test_parts_of_a_step_add_up_and_a_damaged_checkpoint_is_passed_over(
     assert [line["loss/32"] for line in lines_of(config)] == [
         line["loss/32"] for line in lines_of(whole)
     ]
+
+    # The checkpoint at the end is the model, and so is the one that was cut short by hand.
+    assert cli.main(["export", whole.run, "--output", str(tmp_path / "exported")]) == 0
+    assert LayeredPipeline.from_pretrained(tmp_path / "exported").weights_sha256 == model_of(whole)
+    early = ["export", whole.run, "--num-images", "32", "--output", str(tmp_path / "early")]
+    assert cli.main(early) == 0
+    assert LayeredPipeline.from_pretrained(tmp_path / "early").config.num_images_trained == 32
+    assert cli.main(["export", whole.run, "--num-images", "7"]) == 2
+    assert "has no such checkpoint; those are 32, 48" in capsys.readouterr().err
 
     parts = changed(config, run=tmp_path / "parts", accumulation_steps=4)
     train.run(parts)
