@@ -205,9 +205,7 @@ def may_grow() -> bool:
 
 def _check_needs(config: Config, needs: Needs) -> None:
     nodes, grows = resources(), may_grow()
-    check_paths(
-        needs.paths, several_nodes=grows or len(nodes) > 1, shared=config.ray.shared_paths
-    )
+    check_paths(needs.paths, several_nodes=grows or len(nodes) > 1, shared=config.ray.shared_paths)
     try:
         check_resources(needs, nodes)
     except UserError as error:
