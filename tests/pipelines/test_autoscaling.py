@@ -169,7 +169,8 @@ def test_nodes_come_are_used_and_go(configure, photos, cluster, tmp_path):
     assert done.returncode == 0, done.stderr
     counts = json.loads(done.stdout.splitlines()[-1])
     # None of the work can be done on the head, so the nodes did it.
-    assert (counts[0], max(counts), counts[-1]) == (0, 2, 0)
+    assert (counts[0], counts[-1]) == (0, 0)
+    assert 1 <= max(counts) <= 2
     manifest = json.loads((tmp_path / "dataset" / "manifest.json").read_text())
     assert manifest["splits"]["train"]["counts"]["images"] == NUM_PICTURES
 
