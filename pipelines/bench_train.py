@@ -33,6 +33,7 @@ from pipelines.config import Config, UserError, from_yaml, load_config, to_yaml
 from pipelines.dataset import PreparedDataset
 from pipelines.loader import Share
 from pipelines.optimizers import make_optimizers
+from pipelines.recipe import fresh_network, learning_rate, make_averages
 from pipelines.session import event
 
 logger = logging.getLogger(__name__)
@@ -160,8 +161,6 @@ def bare(config: Config, threads: int) -> float:
 
 
 def _loop(config_text: str, threads: int) -> float:
-    from pipelines.trainer import fresh_network, learning_rate, make_averages
-
     torch.set_num_threads(threads)
     config = from_yaml(config_text)
     train, dataset = config.train, PreparedDataset.open(config.dataset)

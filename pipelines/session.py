@@ -42,8 +42,8 @@ ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     # Every report to Ray Train may wait for the controller's next look at its workers, by default 2 seconds.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # A node that has yet to boot takes longer than the default minute. After this time Ray looks anew at what nodes there are: one
-    # that was lost a moment ago may have been counted.
+    # A node that has yet to boot takes longer than the default minute. After this time Ray looks anew at what nodes there are:
+    # one that was lost a moment ago may have been counted.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
     "RAY_USAGE_STATS_ENABLED": "0",
 }

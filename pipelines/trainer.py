@@ -23,15 +23,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from layered_model import checkpoint
-from layered_model.checkpoint import ModelConfig, SamplingDefaults
-from layered_model.crop import Box
+from layered_model.checkpoint import ModelConfig
 from layered_model.diffusion import LayeredDiffusion
-from layered_model.ema import DecayEMA, PowerEMA
-from layered_model.growth import grow
 from layered_model.images import to_float
 from layered_model.loss import stratified_times
-from layered_model.text import EncoderInfo
-from layered_model.unet import LayeredUNet, Network, make_network
+from layered_model.unet import Network, make_network
 from pipelines import loader, snapshots, storage, validation
 from pipelines.checkpoints import Rule, Store, Writer, copied
 from pipelines.config import Config, from_yaml, to_yaml
@@ -39,9 +35,15 @@ from pipelines.dataset import PreparedDataset
 from pipelines.loader import Batch, Share
 from pipelines.losses import LossByNoise
 from pipelines.optimizers import make_optimizers
+from pipelines.recipe import (
+    fresh_network,
+    learning_rate,
+    make_averages,
+    model_config,
+    random_crop,
+)
 from pipelines.runlog import MetricsLog, Stopwatch, memory, write_environment
 from pipelines.schema import RunDir
-from pipelines.sections import TrainConfig
 from pipelines.session import event, setup_logging, warning
 from pipelines.workers import agreed, on_device, parallel
 
@@ -61,50 +63,6 @@ def run_worker(arguments: dict[str, Any]) -> str | None:
     except Stopped as stopped:
         return str(stopped)
     return None
-
-
-def model_config(config: Config, dataset: PreparedDataset, num_images: int) -> ModelConfig:
-    """What is saved beside the weights."""
-    made = dataset.manifest.settings
-    return ModelConfig(
-        network=config.model,
-        diffusion=config.diffusion,
-        text=EncoderInfo(
-            name=made.encoder,
-            weights=made.encoder_weights,
-            width=made.text_width,
-            max_tokens=made.max_tokens,
-        ),
-        sampling=SamplingDefaults(
-            sampler=config.sample.sampler,
-            num_steps=config.sample.num_steps,
-            guidance=config.sample.guidance,
-        ),
-        num_images_trained=num_images,
-    )
-
-
-def fresh_network(config: Config) -> Network:
-    """What training starts from: new weights, or those of a trained model with fewer resolutions."""
-    if config.train.grow_from is None:
-        network = make_network(config.model)
-    else:
-        model, weights, _ = checkpoint.load(storage.absolute(config.train.grow_from))
-        lower = LayeredUNet(model.network)
-        lower.load_state_dict(weights)
-        network = grow(lower, config.model)
-    network.checkpoint_upper = config.train.checkpoint_upper_layers
-    return network
-
-
-def random_crop(config: Config, generator: torch.Generator) -> Box | None:
-    """Where this step trains the layers above the trunk; None for everywhere."""
-    if config.train.crop_resolution is None:
-        return None
-    lowest, highest = config.model.resolutions[0], config.model.resolutions[-1]
-    side = config.train.crop_resolution * lowest // highest
-    top, left = torch.randint(lowest - side + 1, (2,), generator=generator).tolist()
-    return Box(top, left, side, side)
 
 
 class Stopped(Exception):
@@ -409,24 +367,6 @@ class Worker:
         for name, content in checkpoint.encode(config, self.ema.weights).items():
             storage.write_atomically(storage.join(self.layout.model, name), content)
         event(logger, "exported", model=self.layout.model)
-
-
-def make_averages(
-    network: Network, train: TrainConfig
-) -> tuple[PowerEMA | DecayEMA, list[PowerEMA]]:
-    """The average that is exported, and those that are kept as snapshots, among which it may be."""
-    tracked = {width: PowerEMA(network, width) for width in train.ema_snapshot_widths}
-    if train.ema_decay is not None:
-        return DecayEMA(network, train.ema_decay), list(tracked.values())
-    width = train.ema_relative_width
-    return tracked.get(width) or PowerEMA(network, width), list(tracked.values())
-
-
-def learning_rate(train: TrainConfig, num_images: int) -> float:
-    """Linear warm-up, constant, linear cooldown; for the step that starts after so many pictures."""
-    warm = (num_images + train.batch_size) / max(train.warmup_images, 1)
-    cool = (train.num_images - num_images) / max(train.cooldown_images, 1)
-    return train.learning_rate * max(0.0, min(1.0, warm, cool))
 
 
 def _crossed(every: int, before: int, after: int) -> bool:

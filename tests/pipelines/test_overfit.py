@@ -21,7 +21,7 @@ from layered_model.text import TextEncoder, pad
 from pipelines.config import load_config
 from pipelines.optimizers import make_optimizers
 from pipelines.pictures import crop_square, decode
-from pipelines.trainer import learning_rate
+from pipelines.recipe import learning_rate
 
 NUM_PICTURES = 16
 RESOLUTIONS = (16, 32, 64)

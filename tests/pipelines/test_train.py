@@ -9,7 +9,7 @@ import torch
 from layered_model import LayeredPipeline
 from pipelines import prepare, train
 from pipelines.config import UserError
-from pipelines.trainer import fresh_network, learning_rate, random_crop
+from pipelines.recipe import fresh_network, learning_rate, random_crop
 from tests.pipelines.conftest import SMALL_MODEL
 
 TINY = (
