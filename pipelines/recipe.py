@@ -1,4 +1,4 @@
-"""What training does, apart from doing it: the network it starts from, averages, learning rate, crops, what a model says of itself.
+"""What training does, apart from doing it: the network it starts from, averages, learning rate, crops, a model's description.
 
 Called by `trainer` and `bench_train`.
 """
