@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -61,6 +62,16 @@ def _pictures() -> dict[int, tuple[str, bytes | None, list[str]]]:
 BAD = {7: "read", 8: "decode", 9: "decode", 11: "index", 12: "index"}
 """Image id -> stage of its rejection; picture 1 also comes twice, and the second is rejected."""
 NUM_TRAIN, NUM_VAL = 14, 5
+
+
+def flip_a_picture(path: Path, row_group: int) -> None:
+    """Flips a bit of the pictures of a row group of a Parquet file."""
+    group = pq.read_metadata(path).row_group(row_group)
+    columns = [group.column(number) for number in range(group.num_columns)]
+    (images,) = (column for column in columns if column.path_in_schema == "image.bytes")
+    content = bytearray(path.read_bytes())
+    content[images.data_page_offset + images.total_compressed_size - 20] ^= 1
+    path.write_bytes(content)
 
 
 def _write_split(folder: Path, split: str, pictures: dict, again: bool) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from pipelines import cli, inspection, prepare
 from pipelines.dataset import PreparedDataset
+from tests.pipelines.conftest import flip_a_picture
 
 
 @pytest.fixture
@@ -68,15 +69,6 @@ def test_a_sound_dataset_is_sound(dataset, capsys) -> None:
     assert "checked: sound" in capsys.readouterr().out
 
 
-def _flip(path) -> None:
-    group = pq.read_metadata(path).row_group(0)
-    columns = [group.column(number) for number in range(group.num_columns)]
-    (images,) = (column for column in columns if column.path_in_schema == "image.bytes")
-    content = bytearray(path.read_bytes())
-    content[images.data_page_offset + images.total_compressed_size - 20] ^= 1
-    path.write_bytes(content)
-
-
 def _another_manifest(path, **counts: int) -> None:
     tree = json.loads(path.read_text())
     tree["splits"]["train"]["counts"] |= counts
@@ -88,7 +80,11 @@ def _another_manifest(path, **counts: int) -> None:
     [
         ("train/00000.parquet", lambda path: path.unlink(), "No such file"),
         ("train/00000.parquet", lambda path: path.write_bytes(path.read_bytes()[:-1]), "magic"),
-        ("train/00000.parquet", _flip, "row group 0 cannot be read: .*CRC"),
+        (
+            "train/00000.parquet",
+            lambda path: flip_a_picture(path, 0),
+            "row group 0 cannot be read: .*CRC",
+        ),
         (
             "train/00000.parquet",
             lambda path: pq.write_table(pq.read_table(path).slice(1), path),

@@ -17,6 +17,7 @@ from pipelines.dataset import PreparedDataset, text_of, text_rows
 from pipelines.loader import DECODE_AHEAD, Batch, Group, Share, batches, choose
 from pipelines.order import Order
 from pipelines.schema import TEXT, TEXT_LENGTHS
+from tests.pipelines.conftest import flip_a_picture
 
 NUM_PICTURES = 67
 BATCH = 12
@@ -181,16 +182,6 @@ def _cut(path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def _flip(path) -> None:
-    """A bit of the pictures of the second group."""
-    group = pq.read_metadata(path).row_group(1)
-    columns = [group.column(number) for number in range(group.num_columns)]
-    (images,) = (column for column in columns if column.path_in_schema == "image.bytes")
-    content = bytearray(path.read_bytes())
-    content[images.data_page_offset + images.total_compressed_size - 20] ^= 1
-    path.write_bytes(content)
-
-
 def _drop_a_row(path) -> None:
     table = pq.read_table(path)
     pq.write_table(table.slice(1), path, row_group_size=4)
@@ -209,7 +200,7 @@ def _spoil_a_picture(path) -> None:
     ("damage", "message"),
     [
         (_cut, "cannot be read: .*magic bytes"),
-        (_flip, "row group 1 cannot be read: .*CRC"),
+        (lambda path: flip_a_picture(path, 1), "row group 1 cannot be read: .*CRC"),
         (lambda path: path.write_bytes(b""), "cannot be read: .*"),
         (lambda path: path.unlink(), "cannot be read: .*No such file"),
         (_drop_a_row, "row group 3 has 3 rows, and manifest.json says 4"),
