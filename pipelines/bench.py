@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from layered_model.presets import PRESETS
-from layered_model.unet import UNetConfig, make_network
+from layered_model.unet import UNetConfig
 from pipelines import cli, costs, peer
 from pipelines.config import UserError
 from pipelines.contenders import FORMATS, NUM_STEPS, NUM_TOKENS, Batch, Contender, Ours, Theirs
@@ -131,11 +131,15 @@ def machine(settings: Settings) -> dict[str, str | float]:
 def measure(config: UNetConfig, settings: Settings) -> dict[str, Any]:
     """All figures of one shape."""
     single = replace(config, kind="single_scale")
-    shapes = {str(r): network_macs(config, r) for r in config.resolutions}
+    shapes = {str(r): costs.network_macs(config, NUM_TOKENS, r) for r in config.resolutions}
     goal = shapes.pop(str(config.resolutions[-1]))
     matched = peer.match(config, goal, NUM_TOKENS)
     event(logger, "matched", widths=matched.widths, gmac=matched.macs / 1e9)
-    macs = {"layered": goal, "single_scale": network_macs(single), "diffusers": matched.macs}
+    macs = {
+        "layered": goal,
+        "single_scale": costs.network_macs(single, NUM_TOKENS),
+        "diffusers": matched.macs,
+    }
 
     batch = Batch.make(config, settings.batch_size, torch.device(settings.device))
     ours = Ours(config, batch)
@@ -179,17 +183,6 @@ def measure(config: UNetConfig, settings: Settings) -> dict[str, Any]:
         "peer_widths": matched.widths,
         "macs_per_second_of_matmul": rate,
     }
-
-
-def network_macs(config: UNetConfig, resolution: int | None = None) -> int:
-    """Multiply-adds of one pass over one picture, up to a resolution."""
-    layers = [r for r in config.layers if resolution is None or r <= resolution]
-    with torch.device("meta"):
-        network = make_network(config)
-        x = [torch.empty(1, config.picture_channels, r, r) for r in layers]
-        text = torch.empty(1, NUM_TOKENS, config.text_width)
-        mask = torch.ones(1, NUM_TOKENS, dtype=torch.bool)
-        return costs.macs(lambda: network(x, torch.empty(1), text, mask))
 
 
 def choose_format(contender: Contender, settings: Settings) -> str:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from pipelines import storage
+from pipelines.schema import RunDir
 from pipelines.session import warning
 
 logger = logging.getLogger(__name__)
@@ -167,6 +168,15 @@ class Store:
             return About(**json.loads(text))
         except (FileNotFoundError, ValueError, TypeError):
             return None
+
+
+def newest(layout: RunDir) -> str:
+    """Says where a run that was stopped can go on from."""
+    store = Store(layout.checkpoints)
+    found = store.all()
+    if not found:
+        return "there is no checkpoint yet"
+    return f"the last checkpoint is {store.path(found[-1].num_images)}"
 
 
 class Writer:

@@ -128,14 +128,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _stage_parser(name).parse_intermixed_args(arguments[1:])
     signal.signal(signal.SIGTERM, _terminate)
 
-    from pipelines.config import UserError
+    from pipelines.errors import StageFailed, UserError
 
     try:
         return _run(name, options)
-    except UserError as error:
+    except (UserError, StageFailed) as error:
         # Ray wraps what a task raised into an error of the same type, whose text is a traceback.
         print(f"error: {getattr(error, 'cause', error)}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         return 130

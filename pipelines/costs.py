@@ -5,7 +5,7 @@ products, no elementwise arithmetic. Saved bytes are those of every storage that
 once, without the parameters. Times are taken in rounds: each round runs every job once, in an order that rotates, so that what
 else the machine does falls on all of them alike; a ratio is formed within a round and then the median of the rounds is taken.
 
-Called by `peer` and the benchmarks.
+Called by `peer`, the benchmarks and `trainer`.
 """
 
 import gc
@@ -19,6 +19,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from layered_model.crop import Box
+from layered_model.unet import UNetConfig, make_network
 
 Job = Callable[[], object]
 
@@ -48,6 +51,26 @@ def macs(forward: Job) -> int:
     with torch.no_grad(), counter:
         forward()
     return int(counter.get_total_flops()) // 2
+
+
+def network_macs(
+    config: UNetConfig, num_tokens: int, resolution: int | None = None, crop: Box | None = None
+) -> int:
+    """Multiply-adds of one pass over one picture.
+
+    Args:
+        config: the network's.
+        num_tokens: of its text.
+        resolution: pass no further up than this.
+        crop: compute the layers above the trunk here only.
+    """
+    layers = [r for r in config.layers if resolution is None or r <= resolution]
+    with torch.device("meta"):
+        network = make_network(config)
+        x = [torch.empty(1, config.picture_channels, r, r) for r in layers]
+        text = torch.empty(1, num_tokens, config.text_width)
+        mask = torch.ones(1, num_tokens, dtype=torch.bool)
+        return macs(lambda: network(x, torch.empty(1), text, mask, crop=crop))
 
 
 def num_parameters(network: nn.Module) -> int:
@@ -115,6 +138,14 @@ def matrix_product(device: torch.device, dtype: torch.dtype) -> tuple[Job, int]:
     side = 8192 if device.type == "cuda" else 1536
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     return lambda: a @ b, side**3
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Multiply-adds a second of that product, at its best of a few; takes about a second."""
+    product, size = matrix_product(device, dtype)
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    taken = rounds({"product": product}, repeats=5, warm_up=2, synchronize=synchronize)
+    return size / min(taken["product"])
 
 
 def processor() -> str:

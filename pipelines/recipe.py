@@ -12,7 +12,7 @@ from layered_model.ema import DecayEMA, PowerEMA
 from layered_model.growth import grow
 from layered_model.text import EncoderInfo
 from layered_model.unet import LayeredUNet, Network, make_network
-from pipelines import storage
+from pipelines import costs, storage
 from pipelines.config import Config
 from pipelines.dataset import PreparedDataset
 from pipelines.sections import TrainConfig
@@ -56,10 +56,30 @@ def random_crop(config: Config, generator: torch.Generator) -> Box | None:
     """Where this step trains the layers above the trunk; None for everywhere."""
     if config.train.crop_resolution is None:
         return None
-    lowest, highest = config.model.resolutions[0], config.model.resolutions[-1]
-    side = config.train.crop_resolution * lowest // highest
+    lowest, side = config.model.resolutions[0], _crop_side(config)
     top, left = torch.randint(lowest - side + 1, (2,), generator=generator).tolist()
     return Box(top, left, side, side)
+
+
+def _crop_side(config: Config) -> int:
+    """Of the square that is trained on, in pixels of the lowest resolution."""
+    lowest, highest = config.model.resolutions[0], config.model.resolutions[-1]
+    side = config.train.crop_resolution
+    return lowest if side is None else side * lowest // highest
+
+
+def step_macs(config: Config) -> int:
+    """Multiply-adds of training on one picture: of a forward pass, and twice as many of a backward pass.
+
+    What activation checkpointing computes again does not count, as in the model FLOPs utilization of Chowdhery et al. (2022,
+    "PaLM", https://arxiv.org/abs/2204.02311, appendix B).
+    """
+    crop = None
+    if config.train.crop_resolution is not None:
+        side, lowest = _crop_side(config), config.model.resolutions[0]
+        middle = (lowest - side) // 2
+        crop = Box(middle, middle, side, side)
+    return 3 * costs.network_macs(config.model, config.text.max_tokens, crop=crop)
 
 
 def make_averages(

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: ``metrics.jsonl``, TensorBoard, grids, ``environment.json``; times and memory of a step.
+"""What a run tells while it trains: ``metrics.jsonl``, grids, `trackers`, ``environment.json``; times and memory of a step.
 
 Called by `trainer`, on rank 0 alone but for the stopwatch.
 """
@@ -9,18 +9,18 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import distributions
-from typing import Any
 
-import numpy as np
 import torch
+from PIL import Image
 
 from pipelines import costs, storage
 from pipelines.grid import png_bytes
 from pipelines.schema import RunDir
+from pipelines.trackers import Trackers
 
 
 @dataclass
@@ -46,22 +46,23 @@ class Stopwatch:
 
 
 class MetricsLog:
-    """``metrics.jsonl``, TensorBoard events and grids of a run, in rank 0.
+    """``metrics.jsonl`` and grids of a run, which its trackers show too; in rank 0.
 
     Lines of an interrupted run beyond the position it goes on from are dropped.
+
+    Args:
+        layout: the run's directory.
+        num_images: the position it goes on from.
+        trackers: names of `trackers.TRACKERS`.
     """
 
-    def __init__(self, layout: RunDir, num_images: int) -> None:
+    def __init__(self, layout: RunDir, num_images: int, trackers: Sequence[str] = ()) -> None:
         self.layout = layout
         self.lines: list[str] = []
         if num_images and storage.exists(layout.metrics_log):
             lines = storage.read_bytes(layout.metrics_log).decode().splitlines()
             self.lines = [line for line in lines if json.loads(line)["images"] <= num_images]
-        self._board: Any = None
-        if not storage.is_remote(layout.path):
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(layout.tensorboard, purge_step=num_images or None)
+        self.trackers = Trackers(trackers, layout, num_images)
 
     def add(self, num_images: int, values: dict[str, float]) -> None:
         """Values at a position, all of one position on one line."""
@@ -71,17 +72,17 @@ class MetricsLog:
         record |= {name: float(f"{value:.6g}") for name, value in values.items()}
         self.lines.append(json.dumps(record))
         storage.write_atomically(self.layout.metrics_log, ("\n".join(self.lines) + "\n").encode())
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, num_images)
-            self._board.flush()
+        self.trackers.log(num_images, values)
 
-    def add_grid(self, num_images: int, sheet: Any) -> None:
+    def add_grid(self, num_images: int, sheet: Image.Image) -> None:
         """One contact sheet, at a position."""
         path = storage.join(self.layout.samples, f"{num_images:09d}.png")
         storage.write_atomically(path, png_bytes(sheet))
-        if self._board is not None:
-            self._board.add_image("samples", np.asarray(sheet), num_images, dataformats="HWC")
+        self.trackers.show(num_images, "samples", sheet)
+
+    def close(self) -> None:
+        """Waits until the trackers know it all."""
+        self.trackers.close()
 
 
 def memory(device: torch.device) -> dict[str, float]:

@@ -122,6 +122,8 @@ class TrainConfig:
     whole picture; null for all of it. Needs model.upper_norm=pixel."""
     grow_from: str | None
     "Directory of a trained model with fewer resolutions, whose weights the lower layers start from; null for none."
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...]
+    "What shows the log beside ``metrics.jsonl``; mlflow and wandb need their packages. See `pipelines.trackers`."
     log_every_images: int
     "Pictures between two lines of metrics."
     checkpoint_every_images: int
@@ -156,9 +158,20 @@ class TrainConfig:
             "log_every_images",
             "checkpoint_every_images",
             "num_checkpoints_kept",
+            "validate_every_images",
             "grid_every_images",
         )
-        check_not_negative(self, "warmup_images", "cooldown_images", "weight_decay", "max_failures")
+        check_not_negative(
+            self,
+            "warmup_images",
+            "cooldown_images",
+            "weight_decay",
+            "num_validation_images",
+            "max_failures",
+            "max_skipped_steps",
+        )
+        if self.keep_checkpoints_every_images is not None:
+            check_positive(self, "keep_checkpoints_every_images")
         check(
             0.0 < self.ema_relative_width <= 0.28, "ema_relative_width", self, "above 0, up to 0.28"
         )

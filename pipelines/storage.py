@@ -122,6 +122,20 @@ def read_bytes(path: str) -> bytes:
     return Path(path).read_bytes()
 
 
+def read_end(path: str, size: int) -> bytes:
+    """The last bytes of a file, or all of a smaller one.
+
+    Raises:
+        OSError: as `open` does.
+    """
+    if is_remote(path):
+        filesystem, name = _remote(path)
+        return bytes(filesystem.cat_file(name, start=-size))
+    with open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) - size))
+        return file.read()
+
+
 def read_each(paths: Sequence[str]) -> Iterator[bytes | OSError]:
     """The contents of many files, in order; from an object store some are fetched ahead of the one that is asked for.
 

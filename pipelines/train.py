@@ -14,9 +14,11 @@ from collections.abc import Iterator
 
 from layered_model import checkpoint
 from layered_model.growth import check_growth
-from pipelines import storage
-from pipelines.config import Config, UserError, differences, from_yaml, to_yaml
+from pipelines import storage, trackers
+from pipelines.checkpoints import newest
+from pipelines.config import Config, differences, from_yaml, to_yaml
 from pipelines.dataset import PreparedDataset
+from pipelines.errors import StageFailed, UserError
 from pipelines.runs import step_split
 from pipelines.schema import RunDir
 from pipelines.session import Needs, Progress, connect, event
@@ -25,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 RESIZE_SECONDS = 60.0
 """Between two looks for nodes that have come back, of a run with fewer workers than it may have."""
+
+LINE_BYTES = 2**16
+"""The last line of the log is shorter."""
 
 RAY_TRAIN_FOLDER = "ray_train"
 """In the run's directory; what Ray Train keeps for itself."""
@@ -42,6 +47,7 @@ MAY_CHANGE = (
     "train.compile",
     "train.cpus_per_worker",
     "train.use_gpu",
+    "train.trackers",
     "train.log_every_images",
     "train.checkpoint_every_images",
     "train.num_checkpoints_kept",
@@ -75,6 +81,7 @@ def check(config: Config) -> list[str]:
     if num_rows < 1:
         raise UserError(f"dataset={config.dataset!r}: its train split is empty")
     _check_growth(config, dataset)
+    trackers.check(train.trackers)
     layout = RunDir(storage.absolute(config.run))
     _check_same_run(config, layout)
     trained = _num_images_trained(layout)
@@ -94,6 +101,7 @@ def run(config: Config) -> str:
 
     Raises:
         UserError: as `check`, or the cluster has no room for the workers.
+        StageFailed: workers were lost more often than ``train.max_failures``.
     """
     check(config)
     layout = RunDir(storage.absolute(config.run))
@@ -168,7 +176,7 @@ def _num_images_trained(layout: RunDir) -> int:
 
 
 def _fit(config: Config, layout: RunDir) -> None:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
     from pipelines.trainer import run_worker
@@ -196,8 +204,48 @@ def _fit(config: Config, layout: RunDir) -> None:
             failure_config=FailureConfig(max_failures=train.max_failures),
         ),
     )
-    if (stopped := trainer.fit().return_value) is not None:
+    try:
+        stopped = trainer.fit().return_value
+    except TrainingFailedError as error:
+        raise _failed(config, layout, error) from error
+    if stopped is not None:
         raise UserError(stopped)
+
+
+def _failed(config: Config, layout: RunDir, error: Exception) -> Exception:
+    """What to tell when workers were lost more often than they may be."""
+    causes = list(getattr(error, "worker_failures", {}).values()) or [error]
+    for cause in causes:
+        if isinstance(cause, UserError):
+            return cause
+    lines = dict.fromkeys(f"{type(cause).__name__}: {_first_line(cause)}" for cause in causes)
+    hint = ""
+    if any(_is_out_of_memory(cause) for cause in causes):
+        hint = (
+            "; less memory is needed with a higher train.accumulation_steps, "
+            "train.checkpoint_upper_layers=true, train.crop_resolution or a lower train.batch_size"
+        )
+    return StageFailed(
+        f"training failed {config.train.max_failures + 1} times, as train.max_failures="
+        f"{config.train.max_failures} allows no more, the last time with {' and '.join(lines)}{hint}; "
+        f"{newest(layout)}, from which the same command goes on"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else ""
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Of a GPU, of this process, or, by Ray, of the machine."""
+    said = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or "out of memory" in said
+        or "can't allocate memory" in said
+        or "running low on memory" in said
+    )
 
 
 @contextlib.contextmanager
@@ -234,7 +282,7 @@ def _follow(config: Config, layout: RunDir, finished: threading.Event) -> None:
 def _last_line(layout: RunDir) -> dict[str, float]:
     if not storage.exists(layout.metrics_log):
         return {}
-    lines = storage.read_bytes(layout.metrics_log).splitlines()
+    lines = storage.read_end(layout.metrics_log, LINE_BYTES).splitlines()
     values: dict[str, float] = json.loads(lines[-1]) if lines else {}
     return values
 

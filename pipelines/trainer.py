@@ -28,8 +28,8 @@ from layered_model.diffusion import LayeredDiffusion
 from layered_model.images import to_float
 from layered_model.loss import stratified_times
 from layered_model.unet import Network, make_network
-from pipelines import loader, snapshots, storage, validation
-from pipelines.checkpoints import Rule, Store, Writer, copied
+from pipelines import costs, loader, snapshots, storage, validation
+from pipelines.checkpoints import Rule, Store, Writer, copied, newest
 from pipelines.config import Config, from_yaml, to_yaml
 from pipelines.dataset import PreparedDataset
 from pipelines.loader import Batch, Share
@@ -41,6 +41,7 @@ from pipelines.recipe import (
     make_averages,
     model_config,
     random_crop,
+    step_macs,
 )
 from pipelines.runlog import MetricsLog, Stopwatch, memory, write_environment
 from pipelines.schema import RunDir
@@ -59,7 +60,8 @@ def run_worker(arguments: dict[str, Any]) -> str | None:
     setup_logging()
     config = from_yaml(arguments["config"])
     try:
-        Worker(config, PreparedDataset.open(arguments["dataset"])).train()
+        with closing(Worker(config, PreparedDataset.open(arguments["dataset"]))) as worker:
+            worker.train()
     except Stopped as stopped:
         return str(stopped)
     return None
@@ -92,9 +94,14 @@ class Worker:
         self.losses = LossByNoise(self.diffusion.resolutions, self.device)
         self.checkpoints, self.writer = Store(self.layout.checkpoints), Writer()
         self._restore()
-        self.log = MetricsLog(self.layout, self.num_images) if self.rank == 0 else None
+        self.log: MetricsLog | None = None
         if self.rank == 0:
+            self.log = MetricsLog(self.layout, self.num_images, config.train.trackers)
             write_environment(self.layout, self.device, self.world_size)
+            dtype = getattr(torch, config.train.precision)
+            # Of all workers together, as if each had what this one has.
+            peak = self.world_size * costs.matmul_rate(self.device, dtype)
+            self.peak_images_per_second = peak / step_macs(config)
 
     def train(self) -> None:
         """Trains to ``train.num_images``, then rank 0 writes the model's directory."""
@@ -111,6 +118,11 @@ class Worker:
         with closing(loader.batches(self.dataset, "train", share)) as reader:
             self._train(on_device(reader, self.device))
         self._lead(self._export)
+
+    def close(self) -> None:
+        """Waits until everybody who is told of the run knows all of it."""
+        if self.log is not None:
+            self.log.close()
 
     def _train(self, reader: Iterator[Batch]) -> None:
         train = self.config.train
@@ -232,10 +244,7 @@ class Worker:
     def _newest(self) -> str:
         with suppress(OSError):
             self.writer.check(wait=True)
-        found = self.checkpoints.all()
-        if not found:
-            return "there is no checkpoint yet"
-        return f"the last checkpoint is {self.checkpoints.path(found[-1].num_images)}"
+        return newest(self.layout)
 
     def _lead(self, action: Callable[[], None]) -> None:
         """Rank 0 does something with the run's directory. Where that fails all workers stop, not one alone."""
@@ -271,7 +280,8 @@ class Worker:
         def add() -> None:
             self.writer.check()
             assert self.log is not None
-            self.log.add(self.num_images, values)
+            utilization = images_per_second / self.peak_images_per_second
+            self.log.add(self.num_images, values | {"utilization": utilization})
 
         self._lead(add)
 

@@ -44,18 +44,19 @@ def validation_loss(
     diffusion = LayeredDiffusion(config.diffusion, config.model.layers)
     total, count = 0.0, num_rows(config, dataset)
     per_layer = torch.zeros(len(diffusion.resolutions))
-    generator = torch.Generator().manual_seed(config.seed)
-    t = stratified_times(0, count, count, generator)
+    t = stratified_times(0, count, count, torch.Generator().manual_seed(config.seed))
     network.eval()
 
     def draw(resolution: int) -> Tensor:
-        shape = (len(rows), config.model.picture_channels, resolution, resolution)
-        return torch.randn(shape, generator=generator).to(device)
+        # A generator for each picture, so that they may be taken in parts of any size.
+        shape = (config.model.picture_channels, resolution, resolution)
+        return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
 
     for rows in _parts(count, max(1, config.train.batch_size // config.train.accumulation_steps)):
         table = dataset.read(SPLIT, [IMAGE, TEXT, TEXT_LENGTHS], rows)
         tokens = [torch.from_numpy(text_of(row, 0).astype(np.float32)) for row in text_rows(table)]
         text, mask = pad(tokens, config.text.max_tokens)
+        generators = [torch.Generator().manual_seed(config.seed + 1 + row) for row in rows]
         eps = diffusion.noise(draw)
         pictures = to_float(torch.from_numpy(decode_rows(table)).to(device))
         bfloat16 = config.train.precision == "bfloat16"

@@ -55,7 +55,7 @@ def test_a_ratio_is_formed_within_a_round() -> None:
 
 def test_the_peer_has_equal_multiply_adds_and_the_same_levels() -> None:
     config = replace(PRESETS["64T"], dropout=0.0)
-    goal = bench.network_macs(config)
+    goal = costs.network_macs(config, NUM_TOKENS)
     matched = peer.match(config, goal, NUM_TOKENS)
     assert abs(peer.count(config, matched.widths, NUM_TOKENS) / goal - 1) <= peer.TOLERANCE
     assert len(matched.widths) == len(config.channels)
@@ -66,8 +66,8 @@ def test_the_peer_has_equal_multiply_adds_and_the_same_levels() -> None:
 
 
 def test_an_early_exit_costs_less_than_the_whole() -> None:
-    low, high = (bench.network_macs(PRESETS["64T"], r) for r in (16, 32))
-    assert low < high < bench.network_macs(PRESETS["64T"])
+    low, high = (costs.network_macs(PRESETS["64T"], NUM_TOKENS, r) for r in (16, 32))
+    assert low < high < costs.network_macs(PRESETS["64T"], NUM_TOKENS)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
