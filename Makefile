@@ -15,7 +15,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_CPU ?= https://download.pytorch.org/whl/cpu/torch/
 
 # As many processes as cores, each with one thread.
-SIDE_BY_SIDE = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+SIDE_BY_SIDE = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal --durations 10
 
 help:  ## list the targets
 	@awk -F ':.*##  ?' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile

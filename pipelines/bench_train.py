@@ -3,8 +3,8 @@
 The bare loop is in a process of its own without Ray: the same network, loss, optimizers and average, on batches that were made
 before and are used again and again; no log, no checkpoint, no pictures. A run of `train` is the command itself, and counts from
 the first line of its log to the last but one; no checkpoint, validation or grid falls into that time. All have as many threads in
-all. The bare loop is measured before and after each run, and the mean of both is taken, so that what else the machine does falls
-on both sides.
+all. Runs take turns, several rounds, with the bare loop between them; a run is compared with the mean of the two loops beside it,
+and the median of the ratios counts, so that what else the machine does falls on both sides.
 """
 
 import itertools
@@ -12,6 +12,7 @@ import json
 import logging
 import multiprocessing
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,7 @@ from layered_model.images import to_float
 from layered_model.loss import stratified_times
 from pipelines import costs, loader
 from pipelines.config import Config, UserError, from_yaml, load_config, to_yaml
+from pipelines.costs import Spread
 from pipelines.dataset import PreparedDataset
 from pipelines.loader import Share
 from pipelines.optimizers import make_optimizers
@@ -58,10 +60,12 @@ class Settings:
     "Of each run."
     threads: int
     "Of all workers together."
+    repeats: int
+    "Rounds."
     overrides: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        for name in ("num_images", "threads"):
+        for name in ("num_images", "threads", "repeats"):
             if getattr(self, name) < 1:
                 raise UserError(
                     f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1"
@@ -75,41 +79,47 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """One run."""
+    """Runs with one number of workers."""
 
     num_workers: int
-    bare: float
-    "Images/s of the bare loop."
-    train: float
-    "Images/s of the run."
+    bare: list[float]
+    "Images/s of the bare loop beside each run."
+    train: list[float]
+    "Images/s of each run."
+
+    @property
+    def ratio(self) -> Spread:
+        """Of the runs to the bare loop."""
+        return costs.ratio(self.train, self.bare)
 
 
 def run(settings: Settings, output: str | None = None) -> list[Result]:
-    """Measures, prints a line a run, and returns and writes everything.
+    """Measures, prints a line for each number of workers, and returns and writes everything.
 
     Raises:
         UserError: a setting of the preset cannot be, or there is no such dataset.
     """
     load_config(settings.preset, settings.overrides)
-    about = [settings.preset, *settings.overrides, f"{settings.threads} threads", costs.processor()]
-    sys.stdout.write(f"train: {', '.join(about)}\n{_HEAD}\n")
-    results = []
+    results = [Result(num_workers=n, bare=[], train=[]) for n in settings.num_workers]
     with tempfile.TemporaryDirectory() as folder:
         dataset = settings.dataset or f"{folder}/dataset"
         if settings.dataset is None:
             _command("prepare", settings, [f"dataset={dataset}"])
-        for number, workers in enumerate(settings.num_workers):
+        before = None
+        for number, result in enumerate(settings.repeats * results):
             overrides = _overrides(
-                settings, workers, [f"dataset={dataset}", f"run={folder}/{number}"]
+                settings, result.num_workers, [f"dataset={dataset}", f"run={folder}/{number}"]
             )
             config = load_config(settings.preset, overrides)
-            before = bare(config, settings.threads)
+            before = before or bare(config, settings.threads)
             _command("train", settings, overrides)
             after = bare(config, settings.threads)
-            speed = _speed(Path(config.run, "metrics.jsonl"))
-            results.append(Result(num_workers=workers, bare=(before + after) / 2, train=speed))
-            sys.stdout.write(_line(results[-1], results[0]) + "\n")
-            sys.stdout.flush()
+            result.bare.append((before + after) / 2)
+            result.train.append(_speed(Path(config.run, "metrics.jsonl")))
+            before = after
+    about = [settings.preset, *settings.overrides, f"{settings.threads} threads", costs.processor()]
+    lines = [f"train: {', '.join(about)}", _HEAD, *(_line(one, results[0]) for one in results)]
+    sys.stdout.write("\n".join(lines) + "\n")
     if output is not None:
         everything = {"settings": asdict(settings), "runs": [asdict(one) for one in results]}
         Path(output).write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
@@ -208,12 +218,12 @@ def _loop(config_text: str, threads: int) -> float:
     return BARE_STEPS * size / seconds
 
 
-_HEAD = "  workers  bare/s  train/s  of bare  of the first run"
+_HEAD = "  workers  bare/s  train/s  train/bare (quartiles)  of the first"
 
 
 def _line(result: Result, first: Result) -> str:
-    share = (result.train / result.bare) / (first.train / first.bare)
-    return (
-        f"{result.num_workers:9}  {result.bare:6.1f}  {result.train:7.1f}"
-        f"  {result.train / result.bare:7.2f}  {share:16.2f}"
-    )
+    ratio = result.ratio
+    spread = f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
+    bare, train = statistics.median(result.bare), statistics.median(result.train)
+    share = ratio.median / first.ratio.median
+    return f"{result.num_workers:9}  {bare:6.1f}  {train:7.1f}  {spread:>22}  {share:12.2f}"

@@ -397,6 +397,7 @@ def _add_bench_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", default=cores, help="of all workers together (one a core)", **number
     )
+    parser.add_argument("--repeats", default=3, help="rounds (3)", **number)
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:

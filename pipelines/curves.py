@@ -95,6 +95,7 @@ class _Drawing:
     def speed(self) -> Iterator[Element]:
         """Pictures a second, where the time goes, memory."""
         yield from self._plain("images_per_second", "Speed", "pictures a second", from_zero=True)
+        yield from self._plain("utilization", "Utilization", "of a matrix product", from_zero=True)
         yield from self._times()
         memory = [key for key in self.left if key.startswith("memory/")]
         for first in range(0, len(memory), NUM_COLORS):

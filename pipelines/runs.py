@@ -5,6 +5,7 @@ Called by `evaluate` and `sample`, and by `train` and `demo`.
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 
 from layered_model import LayeredPipeline
 from pipelines import storage
@@ -39,5 +40,11 @@ def step_split(layout: RunDir) -> str:
         for name, fraction in line.items():
             if name.startswith("time/"):
                 seconds[name.removeprefix("time/")] += fraction * spent
-    total = sum(seconds.values())
-    return ", ".join(f"{name} {100 * part / total:.1f} %" for name, part in seconds.most_common())
+    return split_text(seconds)
+
+
+def split_text(parts: Mapping[str, float]) -> str:
+    """Parts of a whole in percent, the largest first."""
+    total = sum(parts.values())
+    ordered = Counter(parts).most_common()
+    return ", ".join(f"{name} {100 * part / total:.1f} %" for name, part in ordered)

@@ -40,8 +40,6 @@ ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # Otherwise what a worker prints shows up twice.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    # Every report to Ray Train may wait for the controller's next look at its workers, by default 2 seconds.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # A node that has yet to boot takes longer than the default minute. After this time Ray looks anew at what nodes there are:
     # one that was lost a moment ago may have been counted.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",

@@ -1,8 +1,9 @@
 """Paths: local, ``s3://`` (or any other fsspec URL), and ``package:name/path`` inside an installed package.
 
 The one place that knows the difference. A file appears whole or not at all: local files are written beside their place
-and renamed, and an object store puts an object in one piece. What S3 fails to do for a passing reason (5xx, a lost connection)
-is tried again, `S3_ATTEMPTS` times over about two minutes; its endpoint and credentials come from the usual AWS variables.
+and renamed, and an object store puts an object in one piece. What S3 fails to do for a passing reason (5xx, a lost or refused
+connection) is tried again, `S3_ATTEMPTS` times over about two minutes; its endpoint and credentials come from the usual AWS
+variables.
 Called by every stage; imports nothing heavy, for it is loaded in each of Ray's workers.
 """
 
@@ -24,8 +25,8 @@ from pipelines.errors import UserError
 READS_AHEAD = 16
 """Files fetched at once from an object store; a reader waits for the network, not for its CPU."""
 
-S3_ATTEMPTS = 8
-"""Of one request, unless AWS_MAX_ATTEMPTS says otherwise."""
+S3_ATTEMPTS = 16
+"""Of one request. s3fs waits between them, from 0.1 to 15 seconds, 118 in all."""
 
 _TEMPORARY = ".tmp"
 _NOT_FOUND = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -273,14 +274,29 @@ def _is_s3(path: str) -> bool:
 def _remote(path: str) -> tuple[Any, str]:
     import fsspec
 
-    options: dict[str, Any] = {}
-    if _is_s3(path):
-        # A listing is asked for anew: other processes write in the same place.
-        options["use_listings_cache"] = False
-        if "AWS_MAX_ATTEMPTS" not in os.environ:
-            options["config_kwargs"] = {"retries": {"max_attempts": S3_ATTEMPTS}}
-    filesystem, name = fsspec.core.url_to_fs(path, **options)
+    if not _is_s3(path):
+        filesystem, name = fsspec.core.url_to_fs(path)
+        return filesystem, name
+    import s3fs.core
+
+    s3fs.core.set_custom_error_handler(_passes)
+    # botocore waits for random times between its own attempts, which keeps many readers from coming all at once, but a minute
+    # of it may be over in seconds. A listing is asked for anew: other processes write in the same place.
+    retries = {"max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", "2"))}
+    filesystem, name = fsspec.core.url_to_fs(
+        path, use_listings_cache=False, config_kwargs={"retries": retries}
+    )
+    filesystem.retries = S3_ATTEMPTS
     return filesystem, name
+
+
+def _passes(error: Exception) -> bool:
+    """Whether a request that failed may succeed later; s3fs knows of lost connections, but not of these."""
+    from botocore.exceptions import ClientError, ConnectionError
+
+    if isinstance(error, ClientError):
+        return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) >= 500
+    return isinstance(error, ConnectionError)  # refused
 
 
 def _sync_directory(directory: Path) -> None:

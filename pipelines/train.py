@@ -19,7 +19,7 @@ from pipelines.checkpoints import newest
 from pipelines.config import Config, differences, from_yaml, to_yaml
 from pipelines.dataset import PreparedDataset
 from pipelines.errors import StageFailed, UserError
-from pipelines.runs import step_split
+from pipelines.runs import split_text, step_split
 from pipelines.schema import RunDir
 from pipelines.session import Needs, Progress, connect, event
 
@@ -215,6 +215,7 @@ def _fit(config: Config, layout: RunDir) -> None:
 def _failed(config: Config, layout: RunDir, error: Exception) -> Exception:
     """What to tell when workers were lost more often than they may be."""
     causes = list(getattr(error, "worker_failures", {}).values()) or [error]
+    causes = [getattr(cause, "health_check_failure", cause) for cause in causes]  # why it failed
     for cause in causes:
         if isinstance(cause, UserError):
             return cause
@@ -226,9 +227,8 @@ def _failed(config: Config, layout: RunDir, error: Exception) -> Exception:
             "train.checkpoint_upper_layers=true, train.crop_resolution or a lower train.batch_size"
         )
     return StageFailed(
-        f"training failed {config.train.max_failures + 1} times, as train.max_failures="
-        f"{config.train.max_failures} allows no more, the last time with {' and '.join(lines)}{hint}; "
-        f"{newest(layout)}, from which the same command goes on"
+        f"training failed, and train.max_failures={config.train.max_failures} allows no new start: "
+        f"{' and '.join(lines)}{hint}; {newest(layout)}, from which the same command goes on"
     )
 
 
@@ -268,15 +268,21 @@ def _follow(config: Config, layout: RunDir, finished: threading.Event) -> None:
             last = finished.wait(timeout=1.0)
             line = _last_line(layout)
             if line.get("images", 0) != bar.done:
-                losses = {
-                    key.replace("/", "_"): value
-                    for key, value in line.items()
-                    if key.startswith("loss/") and key.count("/") == 1  # of layers, not of bins
-                }
-                speed = {key: line[key] for key in ("images_per_second", "val/loss") if key in line}
-                bar.update(int(line["images"]) - bar.done, **losses, **speed)
+                bar.update(int(line["images"]) - bar.done, **_shown(line))
             if last:
                 return
+
+
+def _shown(line: dict[str, float]) -> dict[str, object]:
+    """What the progress shows of a line of the log: losses of layers but not of bins, speed, and where the time goes."""
+    shown: dict[str, object] = {
+        key.replace("/", "_"): value
+        for key, value in line.items()
+        if key.startswith("loss/") and key.count("/") == 1
+    }
+    shown |= {key: line[key] for key in ("val/loss", "images_per_second") if key in line}
+    parts = {key.removeprefix("time/"): line[key] for key in line if key.startswith("time/")}
+    return shown | ({"step": split_text(parts)} if parts else {})
 
 
 def _last_line(layout: RunDir) -> dict[str, float]:

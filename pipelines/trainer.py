@@ -46,7 +46,7 @@ from pipelines.recipe import (
 from pipelines.runlog import MetricsLog, Stopwatch, memory, write_environment
 from pipelines.schema import RunDir
 from pipelines.session import event, setup_logging, warning
-from pipelines.workers import agreed, on_device, parallel
+from pipelines.workers import agreed, leaving_nodes, on_device, parallel
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +82,7 @@ class Worker:
         self.device = ray.train.torch.get_device()
         self.num_images = self.num_skipped = 0
         self.validation_loss: float | None = None
+        self.leaving = False
         torch.manual_seed(config.seed)
         network = fresh_network(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = parallel(network, static=config.train.accumulation_steps == 1)
@@ -150,6 +151,8 @@ class Worker:
             if done or crossed(train.log_every_images):
                 speed = (self.num_images - logged) / (time.perf_counter() - began)
                 self._log(norm, speed, stopwatch.take())
+                if not done:
+                    self._prepare_to_leave()
                 logged, began = self.num_images, time.perf_counter()
 
     def _backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -280,8 +283,9 @@ class Worker:
         def add() -> None:
             self.writer.check()
             assert self.log is not None
-            utilization = images_per_second / self.peak_images_per_second
-            self.log.add(self.num_images, values | {"utilization": utilization})
+            values["utilization"] = images_per_second / self.peak_images_per_second
+            values["ema_decay"] = self.ema.beta(max(1, self.ema.num_updates))
+            self.log.add(self.num_images, values)
 
         self._lead(add)
 
@@ -324,6 +328,14 @@ class Worker:
                 self.writer.check(wait=True)
 
         self._lead(begin)
+
+    def _prepare_to_leave(self) -> None:
+        """Writes a checkpoint, once, when a node of these workers is about to be taken away."""
+        if not self.leaving and (nodes := leaving_nodes()):
+            self.leaving = True
+            if self.rank == 0:
+                warning(logger, "leaving", nodes=",".join(nodes), next="a checkpoint is written")
+            self._save(wait=True)
 
     def _state(self) -> dict[str, Any]:
         return {

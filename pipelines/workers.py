@@ -6,6 +6,7 @@ Called by `trainer`, in every worker.
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
+import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
@@ -38,6 +39,12 @@ def agreed(value: T) -> T:
     box = [value]
     dist.broadcast_object_list(box)
     return box[0]
+
+
+def leaving_nodes() -> list[str]:
+    """Ids of nodes of these workers that will be taken away soon, as spot machines are; all workers call it equally often."""
+    leaving = ray.train.get_preemption_info()
+    return [] if leaving is None else list(leaving.preempted_node_ids)
 
 
 def on_device(reader: Iterator[Batch], device: torch.device) -> Iterator[Batch]:

@@ -31,6 +31,7 @@ def drawn(**values: float) -> dict[str, list[str]]:
         ("val/fd_lite0/8", "Validation", ["val/fd_lite0/8"]),
         ("loss/8/logsnr_-3", "Loss by noise level", ["Loss by noise level", "Loss at 8 px"]),
         ("images_per_second", "Speed and memory", ["Speed"]),
+        ("utilization", "Speed and memory", ["Utilization"]),
         ("time/data", "Speed and memory", ["Where the time goes"]),
         ("memory/host_bytes", "Speed and memory", ["Memory"]),
         ("loss", "Other values", ["loss"]),

@@ -1,7 +1,8 @@
-"""Training on a cluster that loses a node and gets one: with as many workers as fit, and every picture once an epoch."""
+"""Training on a cluster that loses nodes and gets one: with as many workers as fit, and every picture once an epoch."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -29,7 +30,7 @@ ENVIRONMENT = {
 }
 
 DRIVER = """
-import functools, hashlib, json, os, sys, tempfile, threading, time
+import functools, hashlib, json, os, subprocess, sys, threading, time
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
@@ -65,8 +66,13 @@ def change_nodes():
     before = wait_for(2, 0)
     cluster.remove_node(nodes[1], allow_graceful=False)
     before = wait_for(1, before)
-    cluster.add_node(num_cpus=1)
-    wait_for(2, before)
+    leaving = cluster.add_node(num_cpus=1)
+    before = wait_for(2, before)
+    drain = "--reason DRAIN_NODE_REASON_PREEMPTION --reason-message spot --deadline-remaining-seconds 6"
+    command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", cluster.address]
+    subprocess.run([*command, "--node-id", leaving.node_id, *drain.split()], check=True)
+    print("announced after", lines()[-1]["images"], file=sys.stderr, flush=True)
+    wait_for(1, before)
 
 config = from_yaml(open(sys.argv[1]).read())
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
@@ -94,12 +100,12 @@ def test_a_node_is_lost_and_one_comes_back(
     config = configure(
         *SMALL_MODEL,
         f"run={json.dumps(str(tmp_path / 'run'))}",
-        "train.num_images=4800",
+        "train.num_images=9600",
         "train.batch_size=4",
         "train.num_workers=2",
         "train.min_workers=1",
         "train.log_every_images=40",
-        "train.checkpoint_every_images=80",
+        "train.checkpoint_every_images=800",
         "train.grid_every_images=100000",
         "train.num_validation_images=0",
         "ray.shared_paths=true",
@@ -121,12 +127,15 @@ def test_a_node_is_lost_and_one_comes_back(
     log = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     workers = [json.loads(line)["num_workers"] for line in log]
     changes = [n for k, n in enumerate(workers) if k == 0 or n != workers[k - 1]]
-    assert changes == [2, 1, 2]
+    assert changes == [2, 1, 2, 1]
+    # The second loss was announced, and a checkpoint written at the next line of the log.
+    (announced,) = re.findall(r"announced after (\d+)", told)
+    assert int(re.findall(r"resumed images=(\d+)", told)[-1]) >= int(announced)
     images = [json.loads(line)["images"] for line in log]
-    assert images == list(range(40, 4801, 40))
+    assert images == list(range(40, 9601, 40))
     losses = [json.loads(line)["loss/32"] for line in log]
     assert max(losses[len(losses) // 2 :]) < losses[0]
-    _assert_each_picture_is_seen_once_an_epoch(tmp_path / "seen", num_images=4800)
+    _assert_each_picture_is_seen_once_an_epoch(tmp_path / "seen", num_images=9600)
 
 
 def _assert_each_picture_is_seen_once_an_epoch(folder: Path, num_images: int) -> None:

@@ -1,59 +1,61 @@
 """From an S3 API to an S3 API, while requests fail."""
 
+import dataclasses
 import json
+import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pytest
 import torch
 
-from pipelines import prepare, storage
+from layered_model import LayeredPipeline
+from pipelines import prepare, storage, train
 from pipelines.dataset import PreparedDataset
 from pipelines.loader import Share, batches
+from tests.pipelines.conftest import SMALL_MODEL
 
 pytest.importorskip("moto")
 
 
 @pytest.fixture(scope="module")
-def faults(s3_port: int, tmp_path_factory) -> Iterator[Callable[[int], int]]:
-    """A server with a bucket, ``s3://bucket``; of which a call lets every so many requests fail. See `s3_server`."""
-    log = (tmp_path_factory.mktemp("s3") / "log").open("wb")
-    command = [sys.executable, str(Path(__file__).with_name("s3_server.py")), str(s3_port)]
-    server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+def server(s3_port: int, tmp_path_factory) -> Iterator[subprocess.Popen]:
+    """A server with a bucket, ``s3://bucket``. See `s3_server`."""
+    with (tmp_path_factory.mktemp("s3") / "log").open("wb") as log:
+        command = [sys.executable, str(Path(__file__).with_name("s3_server.py")), str(s3_port)]
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            # Refused until the server is up.
+            filesystem, name = storage._remote("s3://bucket")
+            filesystem.mkdir(name)
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def faults(server, s3_port: int) -> Iterator[Callable[[int], int]]:
+    """Lets every so many requests fail; returns how many have so far."""
 
     def set_faults(every: int) -> int:
         address = f"http://127.0.0.1:{s3_port}/faults/{every}"
         with urllib.request.urlopen(urllib.request.Request(address, method="PUT")) as answer:
             return int(answer.read())
 
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                set_faults(0)
-                break
-            except OSError:
-                assert server.poll() is None, Path(log.name).read_text()
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-        fsspec.core.url_to_fs("s3://bucket")[0].mkdir("bucket")
-        yield set_faults
-        set_faults(0)
-    finally:
-        server.kill()
-        server.wait()
-        log.close()
+    yield set_faults
+    set_faults(0)
 
 
 @pytest.fixture
-def bucket(faults, tmp_path) -> str:
+def bucket(server, tmp_path) -> str:
     """A place of this test's own."""
     return f"s3://bucket/{tmp_path.name}"
 
@@ -149,3 +151,52 @@ def test_a_failing_store_changes_nothing_in_the_dataset(
     assert files_of(target) == whole
     remote, local = PreparedDataset.open(target), PreparedDataset.open(sure.dataset)
     assert remote.read("train", ["image"]).equals(local.read("train", ["image"]))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_store_that_stops_for_a_minute_holds_training_up_and_no_more(
+    configure, without_ray, local_ray, bucket, server, tmp_path
+):
+    config = configure(
+        *SMALL_MODEL,
+        "train.num_images=1280",
+        "train.batch_size=8",
+        "train.num_workers=1",
+        "train.log_every_images=160",
+        "train.checkpoint_every_images=320",
+        "train.validate_every_images=640",
+        "train.grid_every_images=640",
+    )
+    prepare.run(config)
+    upload(Path(config.dataset), f"{bucket}/dataset")
+    here = dataclasses.replace(config, run=str(tmp_path / "run"))
+    there = dataclasses.replace(config, dataset=f"{bucket}/dataset", run=f"{bucket}/run")
+    train.run(here)
+    stage = threading.Thread(target=train.run, args=(there,))
+    stage.start()
+    while not storage.exists(f"{bucket}/run/checkpoints/000000000320/about.json"):
+        assert stage.is_alive()
+        time.sleep(0.1)
+    server.send_signal(signal.SIGSTOP)
+    try:
+        stage.join(60)
+        assert stage.is_alive()
+    finally:
+        server.send_signal(signal.SIGCONT)
+    stage.join()
+
+    def lines(run: str) -> list[dict]:
+        log = [json.loads(line) for line in storage.read_bytes(f"{run}/metrics.jsonl").splitlines()]
+        return [{key: line[key] for key in ("images", "loss/32", "grad_norm")} for line in log]
+
+    assert lines(there.run) == lines(here.run)
+    model = f"{there.run}/model"
+    for name in storage.walk(model):
+        path = tmp_path / "copy" / name
+        storage.write_atomically(str(path), storage.read_bytes(f"{model}/{name}"))
+    copy, own = (
+        LayeredPipeline.from_pretrained(p) for p in (tmp_path / "copy", f"{here.run}/model")
+    )
+    assert copy.weights_sha256 == own.weights_sha256
+    assert storage.walk(f"{there.run}/tensorboard")

@@ -7,7 +7,9 @@ import json
 import math
 import os
 import random
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,11 +20,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+import torch
 
 from layered_model import LayeredPipeline
 from pipelines import cli, prepare, train, trainer
 from pipelines.checkpoints import STATE_FILE
 from pipelines.config import UserError, to_yaml
+from pipelines.errors import StageFailed
 from tests.pipelines.conftest import SMALL_MODEL
 
 TINY = (
@@ -65,32 +69,59 @@ def lines_of(config) -> list[dict]:
 
 @pytest.fixture
 def spoil(monkeypatch):
-    """Makes gradients of the steps after so many pictures something else than numbers."""
+    """Lets something go wrong in the steps after so many pictures."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-    def run_worker(after, arguments):
+    def run_worker(what, after, arguments):
         def backward(self, batch):
             terms = original(self, batch)
             if self.num_images in after:
-                next(self.network.parameters()).grad.fill_(math.nan)
+                if what == "nan":
+                    next(self.network.parameters()).grad.fill_(math.nan)
+                elif what == "memory":
+                    torch.empty(2**50)
+                elif what == "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
             return terms
 
         original = trainer.Worker._backward
         trainer.Worker._backward = backward
         return trainer.run_worker(arguments)
 
-    def spoil(*after: int) -> None:
-        monkeypatch.setattr("pipelines.trainer.run_worker", functools.partial(run_worker, after))
+    def spoil(what: str, *after: int) -> None:
+        spoilt = functools.partial(run_worker, what, after)
+        monkeypatch.setattr("pipelines.trainer.run_worker", spoilt)
 
     yield spoil
     ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("memory", "can't allocate memory.*; less memory is needed with a higher train.accum"),
+        ("kill", "ActorDiedError"),
+    ],
+)
+def test_what_ends_training_is_told_in_a_line(config, local_ray, spoil, what, told) -> None:
+    spoil(what, 24)
+    with pytest.raises(StageFailed) as caught:
+        train.run(changed(config, max_failures=0))
+    assert re.match(
+        "training failed, and train.max_failures=0 allows no new start: "
+        rf".*{told}.*; the last checkpoint is {config.run}/checkpoints/000000000016, from which "
+        "the same command goes on$",
+        str(caught.value),
+    ), caught.value
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_steps_without_a_finite_gradient_are_left_out_and_too_many_stop_training(
     config, local_ray, spoil
 ) -> None:
-    spoil(8, 24, 32)
+    spoil("nan", 8, 24, 32)
     with pytest.raises(UserError) as caught:
         train.run(changed(config, max_skipped_steps=2))
     message = str(caught.value)
@@ -108,6 +139,7 @@ def test_steps_without_a_finite_gradient_are_left_out_and_too_many_stop_training
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_parts_of_a_step_add_up_and_a_damaged_checkpoint_is_passed_over(
     config, local_ray, tmp_path, capsys
 ) -> None:
@@ -150,6 +182,7 @@ def test_parts_of_a_step_add_up_and_a_damaged_checkpoint_is_passed_over(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_full_disk_stops_training_and_the_same_command_goes_on(
     config, local_ray, tmp_path
 ) -> None:
