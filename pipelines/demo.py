@@ -143,7 +143,7 @@ def _follow(client: Any, job: str) -> str:
                     bar = Progress(line["stage"], int(line["total"]), line["unit"], first)
                     stack.enter_context(bar)
                 if int(line["done"]) > bar.done:
-                    fields = dict(re.findall(r"(\S+)=(\S+)", line["fields"]))
+                    fields = dict(part.split("=", 1) for part in shlex.split(line["fields"]))
                     bar.update(int(line["done"]) - bar.done, **fields)
             if ended:
                 return log

@@ -268,7 +268,7 @@ def test_killed_with_its_ray_training_goes_on_where_it_was(
     config, tmp_path, descendants, kill
 ) -> None:
     """The driver, and the raylet; each has a Ray of its own."""
-    settings = {"num_images": 3200, "checkpoint_every_images": 48}
+    settings = {"num_images": 1600, "checkpoint_every_images": 48}
     whole = changed(config, run=tmp_path / "whole", **settings)
     killed = changed(config, **settings)
     (tmp_path / "whole.yaml").write_text(to_yaml(whole))
