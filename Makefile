@@ -24,12 +24,15 @@ demo: $(VENV)/.demo  ## prepare, train, evaluate and draw, on the embedded pictu
 	@$(BIN)/layered demo
 
 test: $(VENV)/.dev  ## what a machine without GPU can test in minutes
-	@$(SIDE_BY_SIDE) -m "not slow and not gpu and not browser and not compile"
+	@$(SIDE_BY_SIDE) -m "not slow and not soak and not gpu and not browser and not compile"
 	$(BIN)/python -m pytest -m "compile and not gpu" --no-shape-checks
 
 slow: $(VENV)/.dev  ## the long tests: whole stages interrupted, a model that learns photographs by heart
 	@$(SIDE_BY_SIDE) -m "slow and not alone and not gpu and not browser"
 	$(BIN)/python -m pytest -m alone
+
+soak: $(VENV)/.dev  ## the longest: nodes lost and found, Ray stopped, a store away for a minute
+	$(BIN)/python -m pytest -m soak --durations 10
 
 check: $(VENV)/.dev  ## lint, format, types and the walls between modules
 	@$(BIN)/ruff check
@@ -81,4 +84,4 @@ $(VENV)/.dev: $(VENV)/.demo
 # Without this page pip takes the build from its usual index, which works as well and is larger.
 answers := $(PYTHON) -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)' 2>/dev/null
 
-.PHONY: help demo test slow check format bench clean
+.PHONY: help demo test slow soak check format bench clean

@@ -14,7 +14,7 @@ from pipelines import prepare
 from pipelines.config import to_yaml
 from tests.pipelines.conftest import SMALL_MODEL
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.soak]
 
 NUM_PICTURES = 8
 """Of the training split: two steps an epoch."""

@@ -154,7 +154,7 @@ def test_a_failing_store_changes_nothing_in_the_dataset(
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_store_that_stops_for_a_minute_holds_training_up_and_no_more(
     configure, without_ray, local_ray, bucket, server, tmp_path
 ):

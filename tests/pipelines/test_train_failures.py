@@ -271,7 +271,7 @@ train.run(from_yaml(open(sys.argv[1]).read()))
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.soak
 def test_killed_with_its_ray_training_goes_on_where_it_was(
     config, tmp_path, descendants, kill
 ) -> None:
