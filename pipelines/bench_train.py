@@ -1,27 +1,28 @@
-"""Images/s of `train` beside a bare PyTorch loop on the same batches, in the same run.
+"""Images/s of `train` beside a bare PyTorch loop on the same pictures, in the same run.
 
-The bare loop is in a process of its own without Ray: the same network, loss, optimizers and average, on batches that were made
-before and are used again and again; no log, no checkpoint, no pictures. A run of `train` is the command itself, and counts from
-the first line of its log to the last but one; no checkpoint, validation or grid falls into that time. All have as many threads in
-all. Runs take turns, several rounds, with the bare loop between them; a run is compared with the mean of the two loops beside it,
-and the median of the ratios counts, so that what else the machine does falls on both sides.
+The bare loop is a process of its own without Ray: the same network, loss, optimizers and average, on batches that were made
+before and are used again and again; no log, no checkpoint, no pictures. The run of `train` is the command itself, with its Ray
+and a line of log every step; checkpoints, validation and grids do not fall into the time. Both have as many threads in all.
+
+They take turns of some seconds: while one works, all processes of the other are stopped (SIGSTOP), so that what else the machine
+does falls on both sides, and what Ray does in the background on its own. Needs Linux.
 """
 
+import contextlib
 import itertools
 import json
-import logging
 import multiprocessing
 import os
-import statistics
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,15 +37,14 @@ from pipelines.dataset import PreparedDataset
 from pipelines.loader import Share
 from pipelines.optimizers import make_optimizers
 from pipelines.recipe import fresh_network, learning_rate, make_averages
-from pipelines.session import event
-
-logger = logging.getLogger(__name__)
 
 NUM_BATCHES = 8
 """That the bare loop uses again and again."""
-WARM_UP = 3
-"""Steps of the bare loop that do not count."""
-BARE_STEPS = 40
+WARM_UP = 5
+"""Steps that do not count."""
+TURN_SECONDS = 8.0
+START_SECONDS = 300.0
+"""The longest that a start may take."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,22 +54,18 @@ class Settings:
     preset: str
     dataset: str | None
     "A prepared dataset; None prepares the preset's."
-    num_images: int
-    "Of each run that count."
     num_workers: tuple[int, ...]
     "Of each run."
     threads: int
     "Of all workers together."
-    repeats: int
-    "Rounds."
+    turns: int
+    "Of the run, and of the bare loop."
     overrides: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        for name in ("num_images", "threads", "repeats"):
+        for name in ("threads", "turns"):
             if getattr(self, name) < 1:
-                raise UserError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1"
-                )
+                raise UserError(f"--{name} {getattr(self, name)} must be at least 1")
         for workers in self.num_workers:
             if workers < 1 or self.threads % workers:
                 raise UserError(
@@ -79,17 +75,22 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """Runs with one number of workers."""
+    """One run."""
 
     num_workers: int
     bare: list[float]
-    "Images/s of the bare loop beside each run."
+    "Images/s of the bare loop in each turn."
     train: list[float]
-    "Images/s of each run."
+    "Images/s of the run in each turn."
 
     @property
-    def ratio(self) -> Spread:
-        """Of the runs to the bare loop."""
+    def ratio(self) -> float:
+        """Of the run to the bare loop, over all turns: a single one begins and ends within a step."""
+        return sum(self.train) / sum(self.bare)
+
+    @property
+    def spread(self) -> Spread:
+        """Of the turns' ratios."""
         return costs.ratio(self.train, self.bare)
 
 
@@ -97,80 +98,160 @@ def run(settings: Settings, output: str | None = None) -> list[Result]:
     """Measures, prints a line for each number of workers, and returns and writes everything.
 
     Raises:
-        UserError: a setting of the preset cannot be, or there is no such dataset.
+        UserError: a setting of the preset cannot be, there is no such dataset, or a run ended early.
     """
     load_config(settings.preset, settings.overrides)
-    results = [Result(num_workers=n, bare=[], train=[]) for n in settings.num_workers]
+    about = [settings.preset, *settings.overrides, f"{settings.threads} threads", costs.processor()]
+    sys.stdout.write(f"train: {', '.join(about)}\n{_HEAD}\n")
+    results: list[Result] = []
     with tempfile.TemporaryDirectory() as folder:
         dataset = settings.dataset or f"{folder}/dataset"
         if settings.dataset is None:
-            _command("prepare", settings, [f"dataset={dataset}"])
-        before = None
-        for number, result in enumerate(settings.repeats * results):
-            overrides = _overrides(
-                settings, result.num_workers, [f"dataset={dataset}", f"run={folder}/{number}"]
-            )
-            config = load_config(settings.preset, overrides)
-            before = before or bare(config, settings.threads)
-            _command("train", settings, overrides)
-            after = bare(config, settings.threads)
-            result.bare.append((before + after) / 2)
-            result.train.append(_speed(Path(config.run, "metrics.jsonl")))
-            before = after
-    about = [settings.preset, *settings.overrides, f"{settings.threads} threads", costs.processor()]
-    lines = [f"train: {', '.join(about)}", _HEAD, *(_line(one, results[0]) for one in results)]
-    sys.stdout.write("\n".join(lines) + "\n")
+            command = _command("prepare", settings.preset, settings.overrides, dataset)
+            if subprocess.run(command, check=False).returncode:
+                raise UserError("`layered prepare` failed")
+        for number, workers in enumerate(settings.num_workers):
+            changes = _overrides(settings, workers, f"{folder}/{number}")
+            config = load_config(settings.preset, [*changes, f"dataset={dataset}"])
+            command = _command("train", settings.preset, changes, dataset)
+            with _bare(config, settings.threads) as bare, _training(command, config) as train:
+                results.append(_take_turns(workers, train, bare, settings.turns))
+            sys.stdout.write(_line(results[-1], results[0]) + "\n")
+            sys.stdout.flush()
     if output is not None:
         everything = {"settings": asdict(settings), "runs": [asdict(one) for one in results]}
         Path(output).write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
     return results
 
 
-def _overrides(settings: Settings, num_workers: int, paths: Sequence[str]) -> list[str]:
-    """Settings that make a run one of this benchmark."""
+def _command(stage: str, preset: str, overrides: Sequence[str], dataset: str) -> list[str]:
+    module = f"pipelines.{stage}"
+    return [sys.executable, "-m", module, "--preset", preset, *overrides, f"dataset={dataset}"]
+
+
+def _overrides(settings: Settings, num_workers: int, run_directory: str) -> list[str]:
+    """Settings that make a run one of this benchmark; it goes on until it is stopped."""
     batch_size = load_config(settings.preset, settings.overrides).train.batch_size
-    part = -(-settings.num_images // (4 * batch_size)) * batch_size
-    never = 100 * part
+    never = 10**9
     return [
         *settings.overrides,
+        f"run={run_directory}",
         f"train.num_workers={num_workers}",
         f"train.cpus_per_worker={settings.threads // num_workers}",
-        # The first part does not count: it has the start in it, and the last the end.
-        f"train.num_images={6 * part}",
-        f"train.log_every_images={part}",
+        f"train.num_images={never}",
+        f"train.log_every_images={batch_size}",
         f"train.checkpoint_every_images={never}",
         f"train.validate_every_images={never}",
         f"train.grid_every_images={never}",
-        *paths,
     ]
 
 
-def _command(stage: str, settings: Settings, overrides: Sequence[str]) -> None:
-    module = f"pipelines.{stage}"
-    command = [sys.executable, "-m", module, "--preset", settings.preset, *overrides]
-    if code := subprocess.run(command, check=False).returncode:
-        raise UserError(f"`layered {stage}` ended with exit code {code}")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contestant:
+    """A process that trains, with those it started."""
+
+    pid: int
+    num_images: Callable[[], int]
+    "Pictures so far."
+    is_alive: Callable[[], bool]
+
+    def send(self, signal_number: int) -> None:
+        """Sends a signal to all its processes."""
+        for pid in family(self.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal_number)
+
+    def turn(self, seconds: float) -> float:
+        """Lets it work for so long; returns images/s."""
+        self.send(signal.SIGCONT)
+        before, began = self.num_images(), time.perf_counter()
+        time.sleep(seconds)
+        self.send(signal.SIGSTOP)
+        spent = time.perf_counter() - began
+        return (self.num_images() - before) / spent
+
+    def wait(self, num_images: int) -> None:
+        """Waits until it has trained on so many.
+
+        Raises:
+            UserError: it ended, or takes too long.
+        """
+        deadline = time.monotonic() + START_SECONDS
+        while self.num_images() < num_images:
+            if not self.is_alive():
+                raise UserError("the training to be measured ended before it could be")
+            if time.monotonic() > deadline:
+                raise UserError(f"nothing was trained in {START_SECONDS:g} seconds")
+            time.sleep(0.2)
 
 
-def _speed(log: Path) -> float:
-    """Images/s between the first line of a log and the last but one."""
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()][1:-1]
-    seconds = [1 / line["images_per_second"] for line in lines]  # of an image; parts are equal
-    return len(seconds) / float(sum(seconds))
+def family(pid: int) -> list[int]:
+    """A process and all that it started, and what those started, by Linux's list of children."""
+    found = [pid]
+    for one in found:
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{one}/task").iterdir():
+                found += map(int, (task / "children").read_text().split())
+    return found
 
 
-def bare(config: Config, threads: int) -> float:
-    """Images/s of the bare loop, in a process of its own."""
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+def _take_turns(num_workers: int, train: Contestant, bare: Contestant, turns: int) -> Result:
+    bare.send(signal.SIGSTOP)
+    try:
+        speeds = [(train.turn(TURN_SECONDS), bare.turn(TURN_SECONDS)) for _ in range(turns)]
+    finally:
+        for contestant in (train, bare):
+            contestant.send(signal.SIGCONT)
+    return Result(
+        num_workers=num_workers,
+        train=[speed for speed, _ in speeds],
+        bare=[speed for _, speed in speeds],
+    )
+
+
+@contextlib.contextmanager
+def _training(command: Sequence[str], config: Config) -> Iterator[Contestant]:
+    log = Path(config.run, "metrics.jsonl")
+
+    def num_images() -> int:
+        lines = log.read_bytes().splitlines() if log.exists() else []
+        return int(json.loads(lines[-1])["images"]) if lines else 0
+
+    process = subprocess.Popen(command)
+    try:
+        contestant = Contestant(
+            pid=process.pid, num_images=num_images, is_alive=lambda: process.poll() is None
+        )
+        contestant.wait(WARM_UP * config.train.batch_size)
+        yield contestant
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextlib.contextmanager
+def _bare(config: Config, threads: int) -> Iterator[Contestant]:
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context) as pool:
-        speed = pool.submit(_loop, to_yaml(config), threads).result()
+    count = context.Value("q", 0)
+    process = context.Process(target=_loop, args=(to_yaml(config), threads, count), daemon=True)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    process.start()
     del os.environ["OMP_NUM_THREADS"]
-    event(logger, "bare", images_per_second=speed)
-    return speed
+    try:
+        assert process.pid is not None
+        contestant = Contestant(
+            pid=process.pid, num_images=lambda: int(count.value), is_alive=process.is_alive
+        )
+        contestant.wait(WARM_UP * config.train.batch_size)
+        contestant.send(signal.SIGSTOP)
+        yield contestant
+    finally:
+        process.kill()
+        process.join()
 
 
-def _loop(config_text: str, threads: int) -> float:
+def _loop(config_text: str, threads: int, count: Any) -> None:
+    """Trains until it is killed, and counts pictures."""
     torch.set_num_threads(threads)
     config = from_yaml(config_text)
     train, dataset = config.train, PreparedDataset.open(config.dataset)
@@ -188,11 +269,7 @@ def _loop(config_text: str, threads: int) -> float:
         noise = torch.randn(size, channels, resolution, resolution, generator=generator)
         return noise.to(device)
 
-    began = 0.0
-    for step in range(WARM_UP + BARE_STEPS):
-        if step == WARM_UP:
-            began = time.perf_counter()
-        batch = batches[step % NUM_BATCHES]
+    for batch in itertools.cycle(batches):
         t = stratified_times(0, size, size, generator).to(device)
         eps = diffusion.noise(draw)
         with torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bfloat16"):
@@ -208,22 +285,22 @@ def _loop(config_text: str, threads: int) -> float:
         float(nn.utils.clip_grad_norm_(network.parameters(), train.grad_clip))
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(train, step * size)
+                group["lr"] = learning_rate(train, count.value)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         average.update(network)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    seconds = time.perf_counter() - began
-    return BARE_STEPS * size / seconds
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        count.value += size
 
 
-_HEAD = "  workers  bare/s  train/s  train/bare (quartiles)  of the first"
+_HEAD = "  workers  bare/s  train/s  train/bare (quartiles of turns)  of the first run"
 
 
 def _line(result: Result, first: Result) -> str:
-    ratio = result.ratio
-    spread = f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
-    bare, train = statistics.median(result.bare), statistics.median(result.train)
-    share = ratio.median / first.ratio.median
-    return f"{result.num_workers:9}  {bare:6.1f}  {train:7.1f}  {spread:>22}  {share:12.2f}"
+    bare, train = (sum(speeds) / len(speeds) for speeds in (result.bare, result.train))
+    ratio = f"{result.ratio:.3f} ({result.spread.low:.2f} to {result.spread.high:.2f})"
+    return (
+        f"{result.num_workers:9}  {bare:6.1f}  {train:7.1f}  {ratio:>31}"
+        f"  {result.ratio / first.ratio:16.2f}"
+    )

@@ -388,16 +388,13 @@ def _add_bench_train_arguments(parser: argparse.ArgumentParser) -> None:
         "--dataset", metavar="DIR", help="prepared dataset (the preset's, prepared)"
     )
     parser.add_argument(
-        "--num-images", default=2560, help="of each run that count (2560)", **number
-    )
-    parser.add_argument(
         "--workers", dest="num_workers", nargs="+", default=[1], help="of each run (1)", **number
     )
     cores = len(os.sched_getaffinity(0))
     parser.add_argument(
         "--threads", default=cores, help="of all workers together (one a core)", **number
     )
-    parser.add_argument("--repeats", default=3, help="rounds (3)", **number)
+    parser.add_argument("--turns", default=10, help="of 8 seconds, of both (10)", **number)
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
