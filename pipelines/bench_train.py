@@ -2,7 +2,7 @@
 
 The bare loop is a process of its own without Ray: the same network, loss, optimizers and average, on batches that were made
 before and are used again and again; no log, no checkpoint, no pictures. The run of `train` is the command itself, with its Ray
-and a line of log every step; checkpoints, validation and grids do not fall into the time. Both have as many threads in all.
+and a line of log every ten steps; checkpoints, validation and grids do not fall into the time. Both have as many threads in all.
 
 They take turns of some seconds: while one works, all processes of the other are stopped (SIGSTOP), so that what else the machine
 does falls on both sides, and what Ray does in the background on its own. Needs Linux.
@@ -32,7 +32,6 @@ from layered_model.images import to_float
 from layered_model.loss import stratified_times
 from pipelines import costs, loader
 from pipelines.config import Config, UserError, from_yaml, load_config, to_yaml
-from pipelines.costs import Spread
 from pipelines.dataset import PreparedDataset
 from pipelines.loader import Share
 from pipelines.optimizers import make_optimizers
@@ -42,6 +41,7 @@ NUM_BATCHES = 8
 """That the bare loop uses again and again."""
 WARM_UP = 5
 """Steps that do not count."""
+LOG_STEPS = 10
 TURN_SECONDS = 8.0
 START_SECONDS = 300.0
 """The longest that a start may take."""
@@ -78,20 +78,15 @@ class Result:
     """One run."""
 
     num_workers: int
-    bare: list[float]
-    "Images/s of the bare loop in each turn."
-    train: list[float]
-    "Images/s of the run in each turn."
+    bare: float
+    "Images/s of the bare loop."
+    train: float
+    "Images/s of the run."
 
     @property
     def ratio(self) -> float:
-        """Of the run to the bare loop, over all turns: a single one begins and ends within a step."""
-        return sum(self.train) / sum(self.bare)
-
-    @property
-    def spread(self) -> Spread:
-        """Of the turns' ratios."""
-        return costs.ratio(self.train, self.bare)
+        """Of the run to the bare loop."""
+        return self.train / self.bare
 
 
 def run(settings: Settings, output: str | None = None) -> list[Result]:
@@ -139,7 +134,7 @@ def _overrides(settings: Settings, num_workers: int, run_directory: str) -> list
         f"train.num_workers={num_workers}",
         f"train.cpus_per_worker={settings.threads // num_workers}",
         f"train.num_images={never}",
-        f"train.log_every_images={batch_size}",
+        f"train.log_every_images={LOG_STEPS * batch_size}",
         f"train.checkpoint_every_images={never}",
         f"train.validate_every_images={never}",
         f"train.grid_every_images={never}",
@@ -152,7 +147,7 @@ class Contestant:
 
     pid: int
     num_images: Callable[[], int]
-    "Pictures so far."
+    "Pictures so far, as far as they are told."
     is_alive: Callable[[], bool]
 
     def send(self, signal_number: int) -> None:
@@ -161,14 +156,17 @@ class Contestant:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal_number)
 
-    def turn(self, seconds: float) -> float:
-        """Lets it work for so long; returns images/s."""
+    def turn(self, seconds: float, *, to_the_line: bool = False) -> float:
+        """Lets it work for so long, or a little longer, until more pictures are told; returns the seconds."""
+        began = time.perf_counter()
         self.send(signal.SIGCONT)
-        before, began = self.num_images(), time.perf_counter()
         time.sleep(seconds)
+        if to_the_line:
+            before = self.num_images()
+            while self.num_images() == before and self.is_alive():
+                time.sleep(0.01)
         self.send(signal.SIGSTOP)
-        spent = time.perf_counter() - began
-        return (self.num_images() - before) / spent
+        return time.perf_counter() - began
 
     def wait(self, num_images: int) -> None:
         """Waits until it has trained on so many.
@@ -196,17 +194,19 @@ def family(pid: int) -> list[int]:
 
 
 def _take_turns(num_workers: int, train: Contestant, bare: Contestant, turns: int) -> Result:
-    bare.send(signal.SIGSTOP)
-    try:
-        speeds = [(train.turn(TURN_SECONDS), bare.turn(TURN_SECONDS)) for _ in range(turns)]
-    finally:
-        for contestant in (train, bare):
-            contestant.send(signal.SIGCONT)
-    return Result(
-        num_workers=num_workers,
-        train=[speed for speed, _ in speeds],
-        bare=[speed for _, speed in speeds],
-    )
+    both = (train, bare)
+    for contestant in both:
+        contestant.turn(0.0, to_the_line=True)
+    first = [contestant.num_images() for contestant in both]
+    seconds = [0.0, 0.0]
+    for turn in range(1, turns + 1):
+        for which, contestant in enumerate(both):
+            # From line to line, all turns together; a single one may end anywhere between.
+            seconds[which] += contestant.turn(TURN_SECONDS, to_the_line=turn == turns)
+    done = [contestant.num_images() for contestant in both]
+    train.send(signal.SIGCONT)  # or it could not end
+    speeds = [(b - a) / s for a, b, s in zip(first, done, seconds, strict=True)]
+    return Result(num_workers=num_workers, train=speeds[0], bare=speeds[1])
 
 
 @contextlib.contextmanager
@@ -294,13 +294,11 @@ def _loop(config_text: str, threads: int, count: Any) -> None:
         count.value += size
 
 
-_HEAD = "  workers  bare/s  train/s  train/bare (quartiles of turns)  of the first run"
+_HEAD = "  workers  bare/s  train/s  train/bare  of the first run"
 
 
 def _line(result: Result, first: Result) -> str:
-    bare, train = (sum(speeds) / len(speeds) for speeds in (result.bare, result.train))
-    ratio = f"{result.ratio:.3f} ({result.spread.low:.2f} to {result.spread.high:.2f})"
     return (
-        f"{result.num_workers:9}  {bare:6.1f}  {train:7.1f}  {ratio:>31}"
+        f"{result.num_workers:9}  {result.bare:6.1f}  {result.train:7.1f}  {result.ratio:10.3f}"
         f"  {result.ratio / first.ratio:16.2f}"
     )
