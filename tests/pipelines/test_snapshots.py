@@ -32,7 +32,8 @@ def run(trained):
             average.update(network)
         if num_images % EVERY == 0:
             kept = dataclasses.replace(model, num_images_trained=num_images)
-            snapshots.save(layout, kept, averages)
+            weights = [(average.relative_width, average.weights) for average in averages]
+            snapshots.save(layout, kept, weights)
     return trained.run, averages, third
 
 
