@@ -9,6 +9,7 @@ SHELL := bash
 export PYTHONDONTWRITEBYTECODE :=
 
 VENV := .venv
+ORACLES := .venv-oracles
 BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # torch without CUDA: 0.2 GB instead of 2.5 GB. Used where no GPU answers.
@@ -27,11 +28,11 @@ test: $(VENV)/.dev  ## what a machine without GPU can test in minutes
 	@$(SIDE_BY_SIDE) -m "not slow and not soak and not gpu and not browser and not compile"
 	$(BIN)/python -m pytest -m "compile and not gpu" --no-shape-checks
 
-slow: $(VENV)/.dev  ## the long tests: whole stages interrupted, a model that learns photographs by heart
+slow: $(VENV)/.dev  ## the long tests: whole stages interrupted and taken up again
 	@$(SIDE_BY_SIDE) -m "slow and not alone and not gpu and not browser"
 	$(BIN)/python -m pytest -m alone
 
-soak: $(VENV)/.dev  ## the longest: nodes lost and found, Ray stopped, a store away for a minute
+soak: $(VENV)/.dev  ## the longest: nodes lost and found, a store away for a minute, photographs learnt by heart
 	$(BIN)/python -m pytest -m soak --durations 10
 
 check: $(VENV)/.dev  ## lint, format, types and the walls between modules
@@ -45,7 +46,8 @@ format: $(VENV)/.dev  ## rewrite the source as the formatter wants it
 	$(BIN)/ruff format
 
 bench: $(VENV)/.dev  ## measure, and compare with peers in the same run
-	@for file in tests/benchmarks/bench_*.py; do
+	@shopt -s nullglob
+	for file in tests/benchmarks/bench_*.py; do
 	    echo "$$file"
 	    PYTHONPATH=. $(BIN)/python "$$file"
 	done
@@ -53,9 +55,13 @@ bench: $(VENV)/.dev  ## measure, and compare with peers in the same run
 	$(BIN)/layered bench prepare
 	$(BIN)/layered bench loader
 	$(BIN)/layered bench train
+	$(BIN)/layered bench fid $(if $(wildcard $(ORACLES)/bin/python),--oracle-python $(ORACLES)/bin/python)
+
+oracles: $(VENV)/.dev $(ORACLES)/.done  ## compare with torch-fidelity, pytorch-fid and clean-fid, live
+	@$(BIN)/python -m pytest tests/oracles
 
 clean:  ## delete the environment and the caches; datasets and runs stay
-	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(ORACLES) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 
 # Set-up. An interrupted one leaves .incomplete behind and is begun afresh. pip is renewed first, because the one that
 # comes with Python 3.11 needs twice the time; --no-compile, because three modules in four are never imported, and the rest
@@ -81,7 +87,18 @@ $(VENV)/.dev: $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# The anchors of evaluation, in an environment of their own: see the second list.
+$(ORACLES)/.done: tests/oracles/requirements.txt $(VENV)/.demo
+	@echo "Setting up $(ORACLES)."
+	$(PYTHON) -m venv $(ORACLES)
+	install=($(ORACLES)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt)
+	torch=()
+	if $(answers) $(TORCH_CPU); then torch=(--find-links $(TORCH_CPU)); fi
+	"$${install[@]}" "$${torch[@]}" torch numpy scipy pillow tqdm requests
+	"$${install[@]}" --no-deps --requirement tests/oracles/requirements.txt
+	touch $@
+
 # Without this page pip takes the build from its usual index, which works as well and is larger.
 answers := $(PYTHON) -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)' 2>/dev/null
 
-.PHONY: help demo test slow soak check format bench clean
+.PHONY: help demo test slow soak check format bench oracles clean

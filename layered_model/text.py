@@ -103,7 +103,7 @@ class TextEncoder:
 
         source = _source(name)
         try:
-            with _quiet():
+            with quiet():
                 family = transformers.AutoConfig.from_pretrained(
                     source, revision=revision
                 ).model_type
@@ -116,7 +116,7 @@ class TextEncoder:
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes the encoder, without what was left out in loading, and its tokenizer."""
-        with _quiet():
+        with quiet():
             self.model.save_pretrained(directory)
             self.tokenizer.save_pretrained(directory)
 
@@ -273,16 +273,18 @@ def _source(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the progress bars of transformers."""
+def quiet() -> Iterator[None]:
+    """Without the progress bars of transformers and its table of left-over weights; a context. Also called by `vision`."""
     from transformers.utils import logging
 
     switch: Any = logging
-    shown = switch.is_progress_bar_enabled()
+    shown, verbosity = switch.is_progress_bar_enabled(), switch.get_verbosity()
     switch.disable_progress_bar()
+    switch.set_verbosity_error()
     try:
         yield
     finally:
+        switch.set_verbosity(verbosity)
         if shown:
             switch.enable_progress_bar()
 

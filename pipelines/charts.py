@@ -1,69 +1,27 @@
-"""Charts as SVG inside a page: lines over the pictures seen, and areas that add up to a whole.
+"""Charts as SVG in a page or a file: lines over the pictures seen, curves of points with intervals, areas that add up to a whole.
 
 A chart is a figure of one fixed size that the page scales; a page holds many small ones rather than one with everything. Names
-stand at the ends of their lines. Colours are classes, which `STYLE` gives values for light and dark surroundings: Okabe and Ito's
-for kinds (https://jfly.uni-koeln.de/color/), viridis for what has an order. Called by `report`.
+stand at the ends of their lines. Colours are classes, see `style`. Called by `curves` and `sweeps`.
 """
 
-import math
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipelines.markup import Element, element
+from pipelines.axes import Axis, labels, linear_ticks, log_ticks
+from pipelines.markup import Element, element, svg_file
+from pipelines.style import file_style
 
 WIDTH, HEIGHT = 420, 270
-NUM_COLORS = 8
-"""Classes ``kind-0`` ... and ``order-0`` ..."""
 
 _TOP, _BOTTOM = 12, 38
 _LINE = 14  # height of a name
 _LETTER = 6.7  # width of a letter, about
 _LONGEST = 20  # letters of a name
+_CARD, _BETWEEN = 304, 14  # height of a chart with its title in a file, and room between two
 _DOTTED = 12  # a line of so few points shows each of them
-
-_PALETTES = {
-    "kind": (
-        ("#0072b2", "#d55e00", "#00805e", "#b0558a", "#a87400", "#2b8fc4", "#5b5b66", "#7a4fd0"),
-        ("#4aa8e8", "#ff8a3d", "#2fc79b", "#e693c4", "#f0b429", "#8fd3ff", "#b9b9c6", "#b79bff"),
-    ),
-    "order": (
-        ("#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#3fa85b", "#7fa51e", "#b59a00"),
-        ("#9a6ff0", "#7c8cf2", "#5aa5e6", "#3cbccb", "#35cfa5", "#66db7d", "#a8e04f", "#f5e626"),
-    ),
-}
-"""Of lines on white, and on black."""
-
-STYLE = """
-svg { display: block; width: 100%; height: auto; font: 12px system-ui, sans-serif; fill: var(--ink); }
-svg .faint { fill: var(--faint); }
-svg .rule { stroke: var(--rule); stroke-width: 1; }
-svg .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; stroke-linecap: round; }
-svg .dots { fill: none; stroke-width: 5; stroke-linecap: round; }
-svg .dashed { stroke-dasharray: 5 4; }
-svg .band { stroke: none; opacity: .18; }
-svg .area { stroke: var(--card); stroke-width: .7; opacity: .9; }
-svg .broken { stroke: var(--bad); stroke-width: 1.6; fill: none; }
-"""
-
-
-def palette(dark: bool) -> str:
-    """CSS variables ``--kind-0`` ... of the colours."""
-    return "".join(
-        f"--{name}-{number}: {color}; "
-        for name, both in _PALETTES.items()
-        for number, color in enumerate(both[dark])
-    )
-
-
-def color_classes() -> str:
-    """CSS rules that give lines and areas their colours."""
-    names = [f"{name}-{number}" for name in _PALETTES for number in range(NUM_COLORS)]
-    return "\n".join(
-        f"svg .{name} {{ stroke: var(--{name}); }} svg .{name}.fill {{ fill: var(--{name}); }}"
-        for name in names
-    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,11 +34,16 @@ class Line:
     "NaN leaves a gap."
     low: np.ndarray | None = None
     high: np.ndarray | None = None
-    "What the line's points are means of lies between these."
+    "What the line's points are means of lies between these; or the intervals of `points`, NaN where there is none."
     broken: np.ndarray = field(default_factory=lambda: np.empty(0))
     "Positions marked with a cross at the top: something there is not finite."
     color: str
     dashed: bool = False
+    points: tuple[str, ...] = ()
+    "Texts beside the points, maybe empty, as many; intervals are then bars through the points instead of a band."
+    x_low: np.ndarray | None = None
+    x_high: np.ndarray | None = None
+    "Intervals of the points across."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,28 +60,7 @@ class Chart:
     "Whether a linear axis begins at zero."
     x_title: str = "pictures seen"
     x_from_zero: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """Where values lie in a picture."""
-
-    low: float
-    high: float
-    begin: float
-    "Pixel of `low`."
-    end: float
-    "Pixel of `high`."
-    ticks: tuple[float, ...]
-    logarithmic: bool = False
-
-    def place(self, values: np.ndarray | float) -> np.ndarray:
-        """Pixels of values."""
-        low, high = self.low, self.high
-        found = np.asarray(values, dtype=np.float64)
-        if self.logarithmic:
-            low, high, found = math.log(low), math.log(high), np.log(found)
-        return np.asarray(self.begin + (found - low) / (high - low) * (self.end - self.begin))
+    "Whether the axis across begins at zero; else there is room at both of its ends."
 
 
 def draw_lines(chart: Chart) -> Element:
@@ -127,15 +69,40 @@ def draw_lines(chart: Chart) -> Element:
     right = _right(names)
     everything = [v for line in chart.lines for v in (line.y, line.low, line.high) if v is not None]
     y = _y_axis(np.concatenate(everything), chart)
-    everywhere = np.concatenate([line.x for line in chart.lines])
+    across = [v for line in chart.lines for v in (line.x, line.x_low, line.x_high) if v is not None]
+    everywhere = np.concatenate(across)
     x = _x_axis(everywhere, chart.x_from_zero, _left(y), WIDTH - right)
     parts = [*_frame(x, y, chart.x_title)]
     for line in chart.lines:
         parts += _line(line, x, y)
+    parts += _point_texts(chart.lines, x, y)
     parts += _names(names, [_end(line, y) for line in chart.lines], chart.lines, right)
     heading = " ".join(filter(None, (chart.title, chart.unit)))
     ends = "; ".join(f"{line.name} {_told(line.y)}".lstrip() for line in chart.lines)
     return _figure(chart.title, chart.unit, f"{heading}: {ends}", parts)
+
+
+def draw_file(charts: Sequence[Chart]) -> bytes:
+    """A file of charts side by side, two a row."""
+    columns = min(2, len(charts))
+    parts: list[Element] = []
+    for number, chart in enumerate(charts):
+        row, column = divmod(number, columns)
+        figure = draw_lines(chart)
+        drawing = figure.find("svg")
+        assert drawing is not None
+        heading = element("text", chart.title, x=10, y=22, font_weight="bold", font_size="14")
+        unit = element("tspan", chart.unit, dx=8, class_="faint small", font_weight="normal")
+        heading.append(unit)
+        frame = element(
+            "rect", class_="card", x=0.5, y=0.5, width=WIDTH - 1, height=_CARD - 1, rx=8
+        )
+        inside = element("g", *drawing, transform=f"translate(0,{_CARD - HEIGHT})")
+        place = f"translate({column * (WIDTH + _BETWEEN)},{row * (_CARD + _BETWEEN)})"
+        parts.append(element("g", frame, heading, inside, transform=place))
+    rows = -(-len(charts) // columns)
+    size = (columns * (WIDTH + _BETWEEN) - _BETWEEN, rows * (_CARD + _BETWEEN) - _BETWEEN)
+    return svg_file(*size, file_style(), *parts)
 
 
 def draw_shares(title: str, unit: str, lines: Sequence[Line]) -> Element:
@@ -197,7 +164,11 @@ def _frame(x: Axis, y: Axis, x_title: str) -> Iterator[Element]:
 def _line(line: Line, x: Axis, y: Axis) -> Iterator[Element]:
     across, up = x.place(line.x), y.place(line.y)
     seen = np.isfinite(up)
-    if line.low is not None and line.high is not None:
+    if line.points:
+        ends = (_points(*bar.T) for bar in _bars(line, x, y))
+        if bars := "".join(f"M{begin}L{end}" for begin, end in ends):
+            yield element("path", class_=f"bars {line.color}", d=bars)
+    elif line.low is not None and line.high is not None:
         for run in _runs(seen):
             if len(run) > 1:
                 low, high = (np.asarray(v)[run] for v in (line.low, line.high))
@@ -211,12 +182,64 @@ def _line(line: Line, x: Axis, y: Axis) -> Iterator[Element]:
     if path:
         dashed = " dashed" * line.dashed
         yield element("path", class_=f"line {line.color}{dashed}", d=path)
-    if seen.sum() <= _DOTTED:
+    if line.points or seen.sum() <= _DOTTED:
         dots = "".join(f"M{point}h0" for point in _points(across[seen], up[seen]))
         yield element("path", class_=f"dots {line.color}", d=dots)
     crosses = "".join(f"M{p - 3:.1f},{_TOP - 3}l6,6m0,-6l-6,6" for p in x.place(line.broken))
     if crosses:
         yield element("path", class_="broken", d=crosses)
+
+
+def _bars(line: Line, x: Axis, y: Axis) -> np.ndarray:
+    """The points' intervals that are known, up and then across: pixels of both ends, [bars, 2, 2]."""
+    n = len(line.x)
+    ends = np.full((2 * n, 2, 2), np.nan)
+    if line.low is not None and line.high is not None:
+        ends[:n, :, 0] = x.place(line.x)[:, None]
+        ends[:n, :, 1] = y.place(np.stack([line.low, line.high], 1))
+    if line.x_low is not None and line.x_high is not None:
+        ends[n:, :, 0] = x.place(np.stack([line.x_low, line.x_high], 1))
+        ends[n:, :, 1] = y.place(line.y)[:, None]
+    known: np.ndarray = ends[np.isfinite(ends).all((1, 2))]
+    return known
+
+
+def _point_texts(lines: Sequence[Line], x: Axis, y: Axis) -> Iterator[Element]:
+    """Texts beside points, each on the side of its point where it covers the least of what is drawn."""
+    places = [np.stack([x.place(line.x), y.place(line.y)], 1) for line in lines]
+    ways = [
+        *(place for line, place in zip(lines, places, strict=True) if line.points),
+        *(bar for line in lines if line.points for bar in _bars(line, x, y)),
+    ]
+    taken = np.concatenate([*map(_along, ways), np.empty((0, 2))])
+    for line, place in zip(lines, places, strict=True):
+        for text, point in zip(line.points, place, strict=False):
+            if not text or not np.isfinite(point).all():
+                continue
+            half = 0.43 * _LETTER * len(text)
+            spots = point + _AROUND * (7 + half, 11)
+            off = np.abs(taken - spots[:, None])
+            covered = ((off[..., 0] < half + 3) & (off[..., 1] < 7)).sum(1)
+            across, up = spots.T
+            inside = (x.begin <= across - half) & (across + half <= WIDTH)
+            inside &= (y.end <= up) & (up <= y.begin)
+            spot = spots[np.argmin(covered + 100 * ~inside)]
+            taken = np.concatenate([taken, spot + np.linspace(-half, half, 5)[:, None] * (1, 0)])
+            where = {"x": _pixel(spot[0]), "y": _pixel(spot[1]), "dy": ".35em"}
+            yield element("text", text, class_="faint small", text_anchor="middle", **where)
+
+
+_AROUND = np.array([(1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1)])
+"""Sides of a point, the right one first."""
+
+
+def _along(points: np.ndarray) -> np.ndarray:
+    """Points on the way from each to the next, some pixels apart."""
+    seen = points[np.isfinite(points).all(1)]
+    ways = [
+        np.linspace(a, b, 2 + int(np.abs(b - a).max() // 5)) for a, b in itertools.pairwise(seen)
+    ]
+    return np.concatenate([seen, *ways])
 
 
 def _outline(x: np.ndarray, low: np.ndarray, high: np.ndarray, across: Axis, up: Axis) -> str:
@@ -292,7 +315,11 @@ def _told(values: np.ndarray) -> str:
 
 
 def _x_axis(values: np.ndarray, from_zero: bool, begin: float, end: float) -> Axis:
-    low, high = float(values.min()), float(values.max())
+    seen = values[np.isfinite(values)]
+    low, high = (float(seen.min()), float(seen.max())) if len(seen) else (0.0, 1.0)
+    if not from_zero:
+        room = 0.07 * (high - low) or 0.05 * abs(high) or 1.0
+        low, high = low - room, high + room
     low = min(0.0, low) if from_zero else low
     high = high if high > low else low + 1.0
     return Axis(low, high, begin, end, tuple(linear_ticks(low, high, 5)))
@@ -314,51 +341,6 @@ def _y_axis(values: np.ndarray, chart: Chart) -> Axis:
     high += room
     low -= 0.0 if chart.from_zero and low == 0 else room
     return Axis(low, high, begin, end, tuple(linear_ticks(low, high, 5)))
-
-
-def linear_ticks(low: float, high: float, about: int) -> list[float]:
-    """Round values between two others: multiples of 1, 2 or 5 times a power of ten."""
-    raw = (high - low) / about
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [float(f"{i * step:.15g}") for i in range(first, last + 1)]
-
-
-def log_ticks(low: float, high: float) -> list[float]:
-    """Round values between two positive others: powers of ten, and multiples of them where there are few."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks: list[float] = []
-    for multiples in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 4, 6, 8)):
-        values = [float(f"{m}e{power}") for power in powers for m in multiples]
-        ticks = [value for value in values if low <= value <= high]
-        if len(ticks) >= 4:
-            break
-    return ticks[:: 1 + len(ticks) // 9]
-
-
-def labels(ticks: Sequence[float]) -> list[str]:
-    """Texts of ticks, with as many digits as it takes to tell them apart."""
-    texts: list[str] = []
-    for digits in range(4, 16):
-        texts = [short(tick, digits) for tick in ticks]
-        if len(set(texts)) == len(texts):
-            break
-    return texts
-
-
-def short(value: float, digits: int = 4) -> str:
-    """A number for an axis: 20k, 1.5M, 0.05, 2e-5."""
-    size, suffix = abs(value), ""
-    if size >= 1e15 or 0 < size < 1e-3:
-        number, _, exponent = f"{value:.{digits - 1}e}".partition("e")
-        value, suffix = float(number), f"e{int(exponent)}"
-    else:
-        for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-            if size >= factor:
-                value, suffix = value / factor, letter
-                break
-    return f"{value:.{digits}g}{suffix}".replace("-", "\N{MINUS SIGN}")
 
 
 def _pixel(value: np.ndarray | float) -> str:

@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipelines.charts import NUM_COLORS, Chart, Line, draw_lines, draw_shares
+from pipelines.charts import Chart, Line, draw_lines, draw_shares
 from pipelines.history import Column, History, shares, thin
 from pipelines.markup import Element
+from pipelines.style import NUM_COLORS, ordered_colors
 
 _LAYER = re.compile(r"loss/(\d+)")
 _NOISE = re.compile(r"loss/(\d+)/logsnr_(-?\d+(?:\.\d+)?)")
+_SCORE = re.compile(r"score/([^/]+)/(\d+)")
 _MAX_BANDS = 4
 """Lines of a chart that shows how far the values of a bucket lie apart."""
 _LATEST = 0.9
@@ -46,7 +48,10 @@ def sections(history: History) -> list[Section]:
 
 
 _LOSS_NOTE = "The loss is the squared error of the network's prediction, averaged over all noise levels, without weights."
-_VAL_NOTE = "Of pictures that are not trained on, beside the same layer's training loss."
+_VAL_NOTE = (
+    "The loss of pictures that are not trained on, beside the same layer's training loss. Scores while training are of few "
+    "pictures: compare them along a run, not with an evaluation of more."
+)
 _NOISE_NOTE = (
     "Pictures are sorted by the logsnr of the reference: low is nearly all noise, where composition is learned, high is nearly "
     "clean, where detail is."
@@ -61,7 +66,9 @@ class _Drawing:
         self.left = dict.fromkeys(history.columns)
         self.losses_of = self._layers("")
         self.validation_of = self._layers("val/")
-        layers = sorted({int(layer) for layer in (*self.losses_of, *self.validation_of)})
+        self.scores_of = self._scores()
+        found = [self.losses_of, self.validation_of, *self.scores_of.values()]
+        layers = sorted({int(layer) for keys in found for layer in keys})
         self.colors = {str(layer): _kind(number) for number, layer in enumerate(layers)}
 
     def training(self) -> Iterator[Element]:
@@ -77,7 +84,7 @@ class _Drawing:
         yield from self._plain("learning_rate", "Learning rate", from_zero=True)
 
     def validation(self) -> Iterator[Element]:
-        """A chart a layer, the noise levels, then other keys of the kind."""
+        """A chart a layer, the noise levels, a chart a score, then other keys of the kind."""
         for layer, key in self.validation_of.items():
             lines = [self._line(key, "validation", self.colors[layer], dashed=True)]
             if layer in self.losses_of:
@@ -85,6 +92,18 @@ class _Drawing:
             title = f"Validation loss at {layer} px"
             yield from _draw(Chart(title=title, unit="", lines=(*lines,), logarithmic=True))
         yield from self._noise_levels("val/", "Validation loss")
+        for score, keys in self.scores_of.items():
+            lines = [
+                self._line(key, f"{layer} px", self.colors[layer]) for layer, key in keys.items()
+            ]
+            # A distance falls by orders of magnitude.
+            chart = Chart(
+                title=f"{score} while training",
+                unit="of each layer",
+                lines=(*lines,),
+                logarithmic=score.startswith(("fd", "fid")),
+            )
+            yield from _draw(chart)
         for key in [key for key in self.left if key.startswith("val/")]:
             yield from self._plain(key, key, logarithmic=True)
 
@@ -119,6 +138,17 @@ class _Drawing:
         found = {match[1]: key for match, key in matches if match}
         return dict(sorted(found.items(), key=lambda item: int(item[0])))
 
+    def _scores(self) -> dict[str, dict[str, str]]:
+        """Score -> layer, low to high -> key."""
+        found: dict[str, dict[str, str]] = {}
+        for key in self.columns:
+            if match := _SCORE.fullmatch(key):
+                found.setdefault(match[1], {})[match[2]] = key
+        return {
+            score: dict(sorted(keys.items(), key=lambda item: int(item[0])))
+            for score, keys in found.items()
+        }
+
     def _noise_levels(self, prefix: str, title: str) -> Iterator[Element]:
         layers: dict[str, dict[float, str]] = {}
         for key in self.columns:
@@ -127,10 +157,10 @@ class _Drawing:
         layers = {layer: dict(sorted(layers[layer].items())) for layer in sorted(layers, key=int)}
         yield from _draw(self._profile(layers, title))
         for layer, keys in layers.items():
-            ranks = np.linspace(0, NUM_COLORS - 1, len(keys)).round().astype(int)
+            colors = ordered_colors(len(keys))
             lines = [
-                self._line(key, f"{middle:g}".replace("-", "\N{MINUS SIGN}"), f"order-{rank}")
-                for rank, (middle, key) in zip(ranks, keys.items(), strict=True)
+                self._line(key, f"{middle:g}".replace("-", "\N{MINUS SIGN}"), color)
+                for color, (middle, key) in zip(colors, keys.items(), strict=True)
             ]
             heading = f"{title} at {layer} px"
             yield from _draw(

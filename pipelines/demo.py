@@ -18,10 +18,9 @@ from typing import Any
 
 import yaml
 
-from pipelines import storage
+from pipelines import score_report, storage
 from pipelines.config import Config, UserError, to_yaml
 from pipelines.dataset import PreparedDataset
-from pipelines.metrics import score_table
 from pipelines.runs import step_split
 from pipelines.schema import RunDir
 from pipelines.session import Needs, Progress, connect, event
@@ -152,16 +151,18 @@ def _follow(client: Any, job: str) -> str:
 
 def _tell(config: Config, layout: RunDir, seconds: float) -> None:
     """The last words: pictures, scores, and the next commands."""
-    scores = json.loads(storage.read_bytes(layout.scores))
+    result = json.loads(storage.read_bytes(layout.scores))
     num_images = PreparedDataset.open(config.dataset).num_images("train")
     sys.stdout.write(
         f"""
-{score_table(scores)}
+{score_report.table(result)}
 Trained on {num_images} pictures, {config.train.num_images} views; all in all {seconds:.0f} seconds.
 A training step: {step_split(layout)}.
 
 Captions of the validation split and what the model drew, at every resolution:
   {layout.grid}
+All scores, with the pictures, on one page:
+  {layout.evaluation_html}
 Samples: {layout.samples}    TensorBoard, logs, metrics: {layout.path}
 
 Next:

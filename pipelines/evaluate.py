@@ -1,74 +1,43 @@
-"""Scores of a trained model: samples for N captions, features in Ray actors, Frechet distance and Inception-style score.
+"""Scores of a trained model, at every resolution at once: pictures for N captions, their features, distances and shares.
 
-What is compared, at every resolution of the model:
+What is compared:
 
 * trained: one picture for one caption of each of N pictures of ``evaluate.split``. Pictures are taken in the order of
   sha256(seed, image id), the same hash chooses the caption, and sample i is drawn from a seed made of (seed, i) alone.
-* reference: all pictures of the split, brought to lower resolutions by the model's own downscale, clamped, in 8 bits.
-* untrained (``evaluate.untrained``): the same captions and seeds drawn by the same network with fresh weights.
+* real: all pictures of the split, brought to lower resolutions by the model's own downscale, clamped, in 8 bits.
+* untrained (``evaluate.untrained``), a yardstick: the same captions and seeds drawn by the same network with fresh weights.
+* training pictures at the highest resolution (``evaluate.num_nearest``), to see whether samples are copies of some.
 
-Work is cut into fixed blocks by index, so the scores do not depend on the number of actors or on who finishes first, and a
-block whose actor dies is done again by another. Statistics merge in the order of the blocks (see `metrics`). The
-reference's are kept in the run's directory and used again as long as what decides them stays the same.
+Two pools of actors work, one that draws and one that extracts features; pictures stream from the one to the other through
+Ray Data, which lets the pools grow while there is more to do. Features are kept in Parquet files of 128 pictures each (see
+`extraction`), in the run's directory, those of real pictures beside the dataset for all runs. What is there is not made
+again: a killed job goes on when it is started anew, and other settings reuse what they have in common. Scores are taken from
+the files alone, so they are equal to the bit whatever the number of actors, losses and restarts.
 
-Each actor gets a GPU where training does (``train.use_gpu``). The untrained network is drawn without guidance, which would
-change nothing: its output is zero whatever the text. Writes ``metrics.json`` (scores, and everything that decides them) and
-``grid.png``. With equal settings the finished files are left as they are.
+Each sampler gets a GPU where training does (``train.use_gpu``), and shares it with an extractor. The untrained network is
+drawn without guidance, which would change nothing: its output is zero whatever the text. Writes ``metrics.json`` (scores, and
+everything that decides them), ``grid.png``, ``nearest.png`` and the report. With equal settings finished files stay as they are.
 """
 
-import dataclasses
 import functools
 import json
 import logging
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from layered_model.features import FeatureExtractor, load_extractor
-from pipelines import cli, metrics, storage
-from pipelines.config import Config, UserError, fingerprint
-from pipelines.dataset import PreparedDataset
-from pipelines.grid import contact_sheet, png_bytes
-from pipelines.metrics import FeatureStatistics, Statistics
-from pipelines.runs import load_model
-from pipelines.schema import CAPTIONS, RunDir
-from pipelines.scoring import Block, Caption, Kind, Scored, Scorer, choose_captions, cut, num_splits
-from pipelines.session import Needs, Progress, connect, event
+from pipelines import cli, outcome, score_report, scores, storage, trackers
+from pipelines.config import Config, UserError
+from pipelines.errors import StageFailed
+from pipelines.evaluation import Plan
+from pipelines.extraction import Attempts, Draw, Extract, Row, Worker, load
+from pipelines.grid import png_bytes
+from pipelines.score_tables import tracked
+from pipelines.session import Needs, Progress, connect, event, may_grow, resources
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
-"""Of the protocol above; scores of another are not taken for finished."""
-GRID_PICTURES, GRID_BLOCKS = 24, 3
-MAX_RESTARTS = 3
-"""How often a lost actor is replaced, and its block done again."""
-
-
-Totals = dict[tuple[Kind, int, int], Statistics]
-"Statistics by kind, resolution and split."
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """The inputs of a run, found to be there and to fit each other."""
-
-    layout: RunDir
-    dataset: PreparedDataset
-    extractor: FeatureExtractor
-    resolutions: tuple[int, ...]
-    reference: dict[str, Any]
-    "Everything that decides the reference's statistics."
-    settings: dict[str, Any]
-    "Everything that decides the scores."
-
-    @property
-    def references(self) -> str:
-        """File of the reference's statistics."""
-        return storage.join(self.layout.path, f"reference-{fingerprint(self.reference)}.npz")
+SAMPLER_GPUS, EXTRACTOR_GPUS = 0.75, 0.25
 
 
 def check(config: Config) -> list[str]:
@@ -77,12 +46,14 @@ def check(config: Config) -> list[str]:
     Raises:
         UserError: there is no model or no dataset, they do not fit each other, or the split has too few pictures.
     """
-    plan, options = _plan(config), config.evaluate
-    drawn = options.num_images * (2 if options.untrained else 1)
+    plan, options = Plan.of(config), config.evaluate
+    drawn = sum(series.num_images for series in plan.work.series if series.is_drawn)
+    (real, *_) = plan.find("real")
     return [
         f"draw {drawn} pictures with {plan.layout.model} for captions of {options.split} in {plan.dataset.path}",
-        f"score them at {', '.join(map(str, plan.resolutions))} pixels with {plan.extractor.name}",
-        f"write {plan.layout.scores} and {plan.layout.grid}",
+        f"score them at {', '.join(map(str, plan.resolutions))} pixels with {plan.specs.main.name}",
+        f"keep features of real pictures in {real.root}",
+        f"write {plan.layout.scores}, {plan.layout.grid} and {plan.layout.evaluation_html}",
     ]
 
 
@@ -91,208 +62,148 @@ def run(config: Config) -> dict[str, Any]:
 
     Raises:
         UserError: as `check` says.
+        StageFailed: the processes that do a unit died again and again.
     """
-    plan = _plan(config)
+    plan = Plan.of(config)
     result = _finished(plan)
     if result is None:
         storage.require_writable(plan.layout.path, "run")
+        for series in plan.find("real"):
+            storage.require_writable(series.root, "evaluate.references")
         result = _evaluate(config, plan)
     else:
         event(logger, "evaluate", finished=plan.layout.scores)
-    sys.stdout.write(metrics.score_table(result) + "\n")
+    sys.stdout.write(score_report.table(result) + "\n")
     return result
-
-
-def _plan(config: Config) -> Plan:
-    options, layout = config.evaluate, RunDir(storage.absolute(config.run))
-    dataset = PreparedDataset.open(config.dataset)
-    available = dataset.num_images(options.split)
-    if options.num_images > available:
-        raise UserError(
-            f"evaluate.num_images={options.num_images} must be at most {available}, the pictures of "
-            f"{options.split} in dataset={config.dataset!r}"
-        )
-    pipeline = load_model(config)
-    model = pipeline.config
-    dataset.check_matches(
-        dataclasses.replace(config, model=model.network, diffusion=model.diffusion)
-    )
-    try:
-        extractor = load_extractor(options.extractor)
-    except (ValueError, FileNotFoundError) as error:
-        raise UserError(f"evaluate.extractor={options.extractor!r}: {error}") from error
-    reference = {
-        "version": VERSION,
-        "dataset_fingerprint": dataset.manifest.fingerprint,
-        "split": options.split,
-        "num_references": available,
-        "references": "all pictures of the split; lower resolutions by the model's downscale, clamped, in 8 bits",
-        "downscale": pipeline.diffusion.kernel,
-        "resolutions": list(pipeline.resolutions),
-        "extractor": extractor.name,
-        "extractor_sha256": extractor.weights_sha256,
-        "preprocess": extractor.preprocess,
-        "batch_size": options.batch_size,
-    }
-    drawn = {
-        "num_images": options.num_images,
-        "captions": "one a picture; pictures, captions and noise by seed",
-        "seed": config.seed,
-        "num_splits": num_splits(options.num_images),
-        "untrained": options.untrained,
-        "model_sha256": pipeline.weights_sha256,
-        **dataclasses.asdict(config.sample),
-    }
-    return Plan(
-        layout=layout,
-        dataset=dataset,
-        extractor=extractor,
-        resolutions=pipeline.resolutions,
-        reference=reference,
-        settings=reference | drawn,
-    )
 
 
 def _finished(plan: Plan) -> dict[str, Any] | None:
     """The result of an earlier run with the same settings."""
-    if not (storage.exists(plan.layout.scores) and storage.exists(plan.layout.grid)):
+    layout = plan.layout
+    if not all(map(storage.exists, (layout.scores, layout.grid, layout.evaluation_html))):
         return None
-    earlier: dict[str, Any] = json.loads(storage.read_bytes(plan.layout.scores))
+    earlier: dict[str, Any] = json.loads(storage.read_bytes(layout.scores))
     return earlier if earlier.get("settings") == plan.settings else None
 
 
 def _evaluate(config: Config, plan: Plan) -> dict[str, Any]:
-    options = config.evaluate
-    captions = choose_captions(plan.dataset, options.split, options.num_images, config.seed)
-    blocks = cut("trained", captions, options.batch_size, GRID_PICTURES)
-    if options.untrained:
-        blocks += cut("untrained", captions, options.batch_size)
-    known: Totals = {}
-    if storage.exists(plan.references):
-        packed = metrics.unpack(storage.read_bytes(plan.references))
-        known = {("reference", *_numbers(name)): value for name, value in packed.items()}
-    else:
-        rows = [Caption(row, 0, 0) for row in range(plan.dataset.num_images(options.split))]
-        blocks += cut("reference", rows, options.batch_size)
-    totals, shown = _score(config, plan, blocks)
-    if not known:
-        named = {f"{r}-{split}": v for (kind, r, split), v in totals.items() if kind == "reference"}
-        storage.write_atomically(plan.references, metrics.pack(named))
-    result = {
-        "scores": _scores(plan, totals | known),
-        "settings": plan.settings,
-        "warnings": _warnings(plan),
-    }
-    for warning in result["warnings"]:
-        logger.warning(warning)
-    sheet = contact_sheet(_texts(plan, captions[:GRID_PICTURES]), shown, blocks=GRID_BLOCKS)
-    storage.write_atomically(plan.layout.grid, png_bytes(sheet))
-    storage.write_atomically(plan.layout.scores, (json.dumps(result, indent=2) + "\n").encode())
+    options, gpus = config.evaluate, int(config.train.use_gpu)
+    missing = {number: series.missing(plan.specs) for number, series in enumerate(plan.work.series)}
+    needs = Needs(
+        stage="evaluate",
+        workers=1,
+        cpus_per_worker=options.cpus_per_sampler,
+        gpus_per_worker=gpus,
+        cpus_for_tasks=options.cpus_per_extractor + 1,
+        paths=(config.dataset, config.run, *filter(None, [options.references])),
+    )
+    with connect(config, needs):
+        try:
+            _extract(plan, missing, gpus)
+            found = outcome.scored(plan)
+        except Exception as error:
+            raise _failed(error) from error
+    found |= {"settings": plan.settings, "warnings": outcome.warnings(plan)}
+    content = scores.to_json(found)
+    result: dict[str, Any] = json.loads(content)
+    sheets = {"grid": outcome.grid(plan)}
+    if "memorisation" in result:
+        sheets["nearest"] = outcome.nearest(plan, result)
+    for name, sheet in sheets.items():
+        storage.write_atomically(getattr(plan.layout, name), png_bytes(sheet))
+    score_report.write_all(plan.layout, result)
+    trackers.add(
+        plan.layout,
+        plan.pipeline.config.num_images_trained,
+        tracked(result),
+        {f"evaluate/{name}": sheet for name, sheet in sheets.items()},
+    )
+    # Last: who finds it finds all the others.
+    storage.write_atomically(plan.layout.scores, content)
     return result
 
 
-def _numbers(name: str) -> tuple[int, int]:
-    resolution, split = name.split("-")
-    return int(resolution), int(split)
+def _extract(plan: Plan, missing: dict[int, list[int]], gpus: int) -> None:
+    """Make every feature that is not there."""
+    series = plan.work.series
+    total = sum(one.num_images for one in series)
+    left = sum(len(series[number].images(shard)) for number, shard in _units(missing))
+    with Progress("evaluate", total, "images", total - left) as progress:
+        if not left:
+            return
+        for row in _stream(plan, missing, gpus):
+            progress.update(len(series[row["series"]].images(row["shard"])))
 
 
-def _score(
-    config: Config, plan: Plan, blocks: Sequence[Block]
-) -> tuple[Totals, dict[int, list[NDArray[np.uint8]]]]:
-    """Score all blocks in actors; merge in the order of the blocks, whatever order they come back in."""
-    options, gpus = config.evaluate, int(config.train.use_gpu)
-    needs = Needs(
-        stage="evaluate",
-        workers=options.num_actors,
-        cpus_per_worker=options.cpus_per_actor,
-        gpus_per_worker=gpus,
-        paths=(config.dataset, config.run),
+def _units(missing: dict[int, list[int]]) -> list[tuple[int, int]]:
+    return [(number, shard) for number, shards in missing.items() for shard in shards]
+
+
+def _stream(plan: Plan, missing: dict[int, list[int]], gpus: int) -> Iterator[Row]:
+    """Rows of finished units, as they come."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    # Otherwise what a worker raised is only text in the middle of another error.
+    context.raise_original_map_exception = True
+    # An actor that has nothing to do for a moment is kept: the next would load its network anew.
+    context.autoscaling_config.actor_pool_util_downscaling_threshold = 0.0
+    work, options = plan.work, plan.work.options
+    attempts = ray.remote(num_cpus=0)(Attempts).remote()
+
+    def pool(actor: type[Worker], size: int, cpus: float, share: float) -> dict[str, Any]:
+        return {
+            "fn": actor,
+            "fn_constructor_args": (work, attempts),
+            "compute": ray.data.ActorPoolStrategy(min_size=1, max_size=size),
+            "num_cpus": cpus,
+            "num_gpus": share * gpus,
+        }
+
+    drawn = [unit for unit in _units(missing) if work.series[unit[0]].is_drawn]
+    loaded = [unit for unit in _units(missing) if not work.series[unit[0]].is_drawn]
+    parts = []
+    if drawn:
+        size = min(options.num_samplers, len(drawn))
+        sampler = pool(Draw, size, options.cpus_per_sampler, SAMPLER_GPUS)
+        parts.append(_rows(drawn).map(**sampler))
+    if loaded:
+        task = functools.partial(load, work=work, diffusion=plan.diffusion)
+        # No limit; but without one Ray may fuse this stage into the few actors of the next.
+        tasks = ray.data.TaskPoolStrategy(size=len(loaded))
+        parts.append(_rows(loaded).map(task, compute=tasks, num_cpus=_task_cpus(plan)))
+    pictures = parts[0].union(*parts[1:]) if parts[1:] else parts[0]
+    size = min(options.num_extractors, len(drawn) + len(loaded))
+    extractor = pool(Extract, size, options.cpus_per_extractor, EXTRACTOR_GPUS)
+    yield from pictures.map(**extractor).iter_rows()
+
+
+def _rows(units: Sequence[tuple[int, int]]) -> Any:
+    """A dataset of units, each a block, so that they can be handed out one by one."""
+    import ray.data
+
+    rows = [{"series": series, "shard": shard} for series, shard in units]
+    return ray.data.from_items(rows, override_num_blocks=len(rows))
+
+
+def _task_cpus(plan: Plan) -> float:
+    """One CPU for a task that loads pictures, or what is left beside one actor of each pool where no more nodes can come."""
+    options = plan.work.options
+    left = sum(node.get("CPU", 0) for node in resources())
+    left -= options.cpus_per_sampler + options.cpus_per_extractor
+    return 1.0 if may_grow() or left >= 1 else max(left, 0.1)
+
+
+def _failed(error: Exception) -> Exception:
+    """What to tell when the work has failed."""
+    cause = getattr(error, "cause", error)  # Ray's errors hold the worker's own
+    if isinstance(cause, (UserError, StageFailed)):
+        return cause
+    first = str(cause).strip().partition("\n")[0]
+    return StageFailed(
+        f"evaluation failed: {type(cause).__name__}: {first}; what is finished is kept, and the same "
+        "command goes on from there"
     )
-    totals: Totals = {}
-    shown: dict[int, list[NDArray[np.uint8]]] = {resolution: [] for resolution in plan.resolutions}
-    waiting: dict[int, Scored] = {}
-    num_merged, num_pictures = 0, sum(len(block.captions) for block in blocks)
-    with connect(config, needs), Progress("evaluate", num_pictures, "images") as progress:
-        import ray
-        from ray.util import ActorPool
-
-        actor = ray.remote(
-            num_cpus=options.cpus_per_actor,
-            num_gpus=gpus,
-            max_restarts=MAX_RESTARTS,
-            max_task_retries=MAX_RESTARTS,
-        )(Scorer)
-        pool = ActorPool(
-            [
-                actor.remote(config, plan.layout.model, plan.dataset.path)
-                for _ in range(min(options.num_actors, len(blocks)))
-            ]
-        )
-        results = pool.map_unordered(
-            lambda actor, item: actor.score.remote(*item), enumerate(blocks)
-        )
-        for number, scored in results:
-            waiting[number] = scored
-            progress.update(len(blocks[number].captions))
-            while num_merged in waiting:
-                _add(totals, shown, blocks[num_merged], waiting.pop(num_merged))
-                num_merged += 1
-    return totals, shown
-
-
-def _add(
-    totals: Totals, shown: dict[int, list[NDArray[np.uint8]]], block: Block, scored: Scored
-) -> None:
-    for resolution, statistics in scored.statistics.items():
-        key = (block.kind, resolution, block.split)
-        totals[key] = totals[key].merge(statistics) if key in totals else statistics
-        shown[resolution] += list(scored.shown[resolution])
-
-
-def _scores(plan: Plan, totals: Totals) -> dict[str, Any]:
-    """Scores by resolution: the trained model's, and below them those of the yardsticks."""
-    scores: dict[str, Any] = {}
-    for resolution in plan.resolutions:
-        parts: dict[Kind, list[Statistics]] = {}
-        for (kind, of, _), statistics in totals.items():
-            if of == resolution:
-                parts.setdefault(kind, []).append(statistics)
-        real = _all(parts["reference"])
-        entry = scores[str(resolution)] = _score_of(plan, parts["trained"], real)
-        if "untrained" in parts:
-            entry["untrained"] = _score_of(plan, parts["untrained"], real)
-        entry["reference"] = _score_of(plan, parts["reference"], None)
-    return scores
-
-
-def _score_of(
-    plan: Plan, parts: Sequence[Statistics], real: FeatureStatistics | None
-) -> dict[str, Any]:
-    """Scores of one kind of pictures, given in the splits of the Inception-style score."""
-    prefix = plan.extractor.prefix
-    mean, deviation = metrics.inception_score([part.classes for part in parts])
-    distance = {} if real is None else {f"fd_{prefix}": metrics.frechet_distance(_all(parts), real)}
-    return distance | {f"is_{prefix}": mean, f"is_{prefix}_std": deviation}
-
-
-def _all(parts: Sequence[Statistics]) -> FeatureStatistics:
-    return functools.reduce(FeatureStatistics.merge, (part.features for part in parts))
-
-
-def _warnings(plan: Plan) -> list[str]:
-    num_images, dim = plan.settings["num_images"], plan.extractor.dim
-    if num_images >= dim:
-        return []
-    return [
-        f"{num_images} pictures are fewer than the {dim} features of {plan.extractor.name}: the distance "
-        "is biased upwards by about c/N; compare it only with runs of the same N"
-    ]
-
-
-def _texts(plan: Plan, captions: Sequence[Caption]) -> list[str]:
-    rows = [caption.row for caption in captions]
-    lists = plan.dataset.read(plan.settings["split"], [CAPTIONS], rows).column(CAPTIONS).to_pylist()
-    return [texts[caption.caption] for texts, caption in zip(lists, captions, strict=True)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

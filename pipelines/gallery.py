@@ -1,6 +1,6 @@
 """Pictures inside a page: chosen, shrunk, and as data: URIs.
 
-Called by `report`.
+Called by those who make pages.
 """
 
 import base64
@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image
+
+from pipelines.markup import Element, element
 
 MAX_BYTES = 150_000
 """Of a PNG that is embedded as it is."""
@@ -52,6 +54,23 @@ def embed(content: bytes, width: int) -> Embedded | None:
 
 def _uri(kind: str, content: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def figure(content: bytes | OSError, told: str, alt: str, width: int) -> Element:
+    """A picture with a caption; a sentence in its place where it cannot be read.
+
+    Args:
+        content: of a PNG file, or why there is none.
+        told: the caption.
+        alt: what it shows, for those who do not see it.
+        width: in pixels, at most.
+    """
+    found = None if isinstance(content, OSError) else embed(content, width)
+    caption = element("figcaption", told)
+    if found is None:
+        return element("figure", caption, element("p", "cannot be read as a picture", class_="bad"))
+    picture = element("img", src=found.uri, alt=alt, width=found.width, height=found.height)
+    return element("figure", caption, picture)
 
 
 def evenly(items: Sequence[str], limit: int) -> list[str]:

@@ -1,10 +1,10 @@
-"""Contact sheets: captions beside their pictures at every resolution.
+"""Contact sheets: captions beside their pictures at every resolution, and pictures beside those nearest to them.
 
 A sheet has one row a caption: the wrapped caption on the left, then one tile a resolution, low to high. Tiles are enlarged
 to one common side by whole multiples without smoothing, so that a pixel of the model is a square on the sheet. Many
 captions are laid out in several blocks side by side.
 
-Called by `train` (samples on the way), `evaluate` (grid.png) and `sample`.
+Called by `train` (samples on the way), `evaluate` (grid.png, nearest.png) and `sample`.
 """
 
 import io
@@ -17,6 +17,8 @@ from PIL.PngImagePlugin import PngInfo
 
 Picture = Image.Image | np.ndarray
 "A PIL image, or uint8 [resolution, resolution, 3]."
+Neighbour = tuple[Picture, str, float]
+"A training picture, its caption, and how far it is from another picture."
 
 _TILE = 128  # least side of a tile on the sheet, in pixels
 _CAPTION = 176  # width of the captions
@@ -24,6 +26,7 @@ _GAP = 8  # between tiles
 _MARGIN = 24  # around the sheet and between blocks
 _FONT = 16
 _LINE = 20  # height of a line of text
+_LINES_BELOW = 3  # of a caption below its picture
 _INK, _FAINT, _FRAME, _PAPER = "#1c1c22", "#76767f", "#dcdce2", "#ffffff"
 
 
@@ -75,10 +78,56 @@ def contact_sheet(
             if row == 0:
                 heading = (x + tile // 2, top + _LINE // 2)
                 draw.text(heading, f"{resolution} px", fill=_FAINT, font=font, anchor="mm")
-            picture = _picture(images[resolution][i])
-            sheet.paste(picture.resize((tile, tile), Image.Resampling.NEAREST), (x, y))
-            draw.rectangle((x - 1, y - 1, x + tile, y + tile), outline=_FRAME)
+            _paste(sheet, draw, images[resolution][i], (x, y), tile)
     return sheet
+
+
+def nearest_sheet(rows: Sequence[tuple[Picture, str, Sequence[Neighbour]]]) -> Image.Image:
+    """Draw pictures, each beside the pictures nearest to it with their distances and captions.
+
+    Args:
+        rows: pictures that were drawn, their captions, and of each the nearest training pictures, nearest first.
+
+    Raises:
+        ValueError: there is nothing to draw.
+    """
+    if not rows:
+        raise ValueError("a sheet of nearest pictures got no pictures")
+    side = max(_picture(picture).width for picture, _, _ in rows)
+    tile = side * -(-_TILE // side)
+    columns = max(len(neighbours) for _, _, neighbours in rows)
+    right = _MARGIN + tile + _MARGIN
+    top, height = _MARGIN + _LINE + _GAP, tile + (2 + _LINES_BELOW) * _LINE
+    size = (right + max(columns, 2) * (tile + _GAP) - _GAP + _MARGIN, top + len(rows) * height)
+    sheet = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    font = _font()
+    draw.text((_MARGIN, _MARGIN), "drawn", fill=_FAINT, font=font)
+    draw.text((right, _MARGIN), "nearest training pictures", fill=_FAINT, font=font)
+    for number, (picture, caption, neighbours) in enumerate(rows):
+        y = top + number * height
+        tiles = [(_MARGIN, picture, caption, "")]
+        tiles += [
+            (right + column * (tile + _GAP), near, told, f"{distance:.4g}")
+            for column, (near, told, distance) in enumerate(neighbours)
+        ]
+        for x, shown, told, distance in tiles:
+            _paste(sheet, draw, shown, (x, y), tile)
+            draw.text((x, y + tile + 4), distance, fill=_FAINT, font=font)
+            below = y + tile + 4 + (_LINE if distance else 0)
+            lines = wrap(told, tile, max_lines=_LINES_BELOW)
+            draw.text((x, below), "\n".join(lines), fill=_INK, font=font)
+    return sheet
+
+
+def _paste(
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, picture: Picture, at: tuple[int, int], tile: int
+) -> None:
+    """A picture in a frame, enlarged to a tile."""
+    x, y = at
+    enlarged = _picture(picture).resize((tile, tile), Image.Resampling.NEAREST)
+    sheet.paste(enlarged, at)
+    draw.rectangle((x - 1, y - 1, x + tile, y + tile), outline=_FRAME)
 
 
 def png_bytes(picture: Image.Image, facts: Mapping[str, str] | None = None) -> bytes:

@@ -20,18 +20,23 @@ the matrix has only about n_a x n_b entries) as well as for full-rank ones.
 The Inception score (Salimans et al., 2016, "Improved Techniques for Training GANs", https://arxiv.org/abs/1606.03498,
 section 4) is exp(mean_i KL(p_i || mean p)) = exp(mean_i sum_c p log p + H(mean p)): (n, sum p, sum p log p) suffice.
 
-Everything is float64 numpy. Called by `pipelines.evaluate`.
+Everything is float64 numpy. Called by `feature_store`, `frechet`, `scores` and `running_score`.
 """
 
-import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.linalg
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy import ndarray
+
+from pipelines.estimates import Estimate
+
+SHUFFLE_SEED = 2020
+"""torch-fidelity's, of pictures before they are split and of subsets."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +56,19 @@ class FeatureStatistics:
         x = np.asarray(features, dtype=np.float64)
         mean = x.mean(0)
         return cls(count=len(x), mean=mean, factor=_bounded(x - mean))
+
+    @classmethod
+    def from_blocks(cls, blocks: Iterable[Float[Any, "_n d"]]) -> "FeatureStatistics":
+        """Return the statistics of all rows of many blocks, merged in their order: in flat memory, however many.
+
+        Raises:
+            ValueError: there is no block.
+        """
+        parts = map(cls.from_features, blocks)
+        total = next(parts, None)
+        if total is None:
+            raise ValueError("no features to take statistics of")
+        return functools.reduce(cls.merge, parts, total)
 
     def merge(self, other: "FeatureStatistics") -> "FeatureStatistics":
         """Return the statistics of the union of two disjoint sets."""
@@ -89,12 +107,14 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
         raise ValueError(
             f"frechet_distance needs 2 vectors or more in each set, got {a.count} and {b.count}"
         )
-    ra, rb = a.factor / np.sqrt(a.count - 1), b.factor / np.sqrt(b.count - 1)
-    cross = scipy.linalg.svdvals(
-        ra @ rb.T
-    ).sum()  # tr (C_a C_b)^(1/2); svdvals refuses what is not finite
+    # Product and singular values by one library: after a product of numpy's own its threads spin for a while and take the
+    # cores from scipy's. svdvals refuses what is not finite.
+    scale = 1 / np.sqrt((a.count - 1) * (b.count - 1))
+    product = scipy.linalg.blas.dgemm(scale, a.factor.T, b.factor.T, trans_a=True)
+    cross = scipy.linalg.svdvals(product, overwrite_a=True).sum()  # tr (C_a C_b)^(1/2)
+    traces = sum(np.square(x.factor).sum() / (x.count - 1) for x in (a, b))
     delta = a.mean - b.mean
-    return float(max(0.0, delta @ delta + (ra * ra).sum() + (rb * rb).sum() - 2 * cross))
+    return float(max(0.0, delta @ delta + traces - 2 * cross))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,8 +131,7 @@ class ClassStatistics:
     @classmethod
     def from_logits(cls, logits: Float[Any, "n classes"]) -> "ClassStatistics":
         """Return the statistics of softmax(logits), row by row."""
-        x = np.asarray(logits, dtype=np.float64)
-        log_p = x - np.logaddexp.reduce(x, axis=1, keepdims=True)
+        log_p = _log_softmax(logits)
         p = np.exp(log_p)
         return cls(count=len(p), sum_p=p.sum(0), sum_p_log_p=float((p * log_p).sum()))
 
@@ -135,60 +154,61 @@ def inception_score(splits: Sequence[ClassStatistics]) -> tuple[float, float]:
     return float(np.mean(scores)), float(np.std(scores))
 
 
-class Statistics(NamedTuple):
-    """Both kinds, of the same pictures."""
+def split_of_each(num_images: int, num_splits: int, seed: int = SHUFFLE_SEED) -> Int[ndarray, " n"]:
+    """Return which part of the Inception score each picture belongs to, from 0.
 
-    features: FeatureStatistics
-    classes: ClassStatistics
+    Pictures are shuffled by `seed` and cut into parts as equal as can be, by torch-fidelity's rule, so that with its 10
+    splits and its seed the score is the same number.
 
-    def merge(self, other: "Statistics") -> "Statistics":
-        """Return the statistics of the union of two disjoint sets."""
-        return Statistics(self.features.merge(other.features), self.classes.merge(other.classes))
-
-
-def pack(named: Mapping[str, Statistics]) -> bytes:
-    """Return an npz file, without a pickle; names must hold no slash."""
-    arrays = {
-        f"{name}/{part}/{field.name}": getattr(values, field.name)
-        for name, statistics in named.items()
-        for part, values in statistics._asdict().items()
-        for field in fields(values)
-    }
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
-    return buffer.getvalue()
-
-
-def unpack(content: bytes) -> dict[str, Statistics]:
-    """Return what `pack` was given."""
-    tree: dict[str, dict[str, dict[str, Any]]] = {}
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        for key, array in arrays.items():
-            name, part, field = key.split("/")
-            value = array if array.ndim else array.item()
-            tree.setdefault(name, {}).setdefault(part, {})[field] = value
-    return {
-        name: Statistics(
-            FeatureStatistics(**parts["features"]), ClassStatistics(**parts["classes"])
+    Raises:
+        ValueError: there are fewer pictures than parts.
+    """
+    if not 1 <= num_splits <= num_images:
+        raise ValueError(
+            f"num_splits={num_splits} must be from 1 to {num_images}, the number of pictures"
         )
-        for name, parts in tree.items()
-    }
+    ends = np.arange(num_splits + 1) * num_images // num_splits
+    split = np.empty(num_images, dtype=np.int64)
+    shuffled = np.random.RandomState(seed).permutation(num_images)
+    split[shuffled] = np.repeat(np.arange(num_splits), np.diff(ends))
+    return split
 
 
-def score_table(result: dict[str, Any]) -> str:
-    """The content of ``metrics.json`` as a small table: a column for each resolution."""
-    scores, settings = result["scores"], result["settings"]
-    lines = ["".join([" " * 16, *(f"{resolution + ' px':>10}" for resolution in scores)])]
-    for name in next(iter(scores.values())):
-        if not name.startswith(("fd_", "is_")) or name.endswith("_std"):
-            continue
-        rows = {name: list(scores.values())}
-        for kind in ("untrained", "reference"):
-            rows[f"  {kind}"] = [entry.get(kind, {}) for entry in scores.values()]
-        for label, entries in rows.items():
-            if name in entries[0]:
-                lines.append("".join([f"{label:16}", *(f"{e[name]:10.2f}" for e in entries)]))
-    lines.append(
-        f"{settings['num_images']} pictures drawn, {settings['num_references']} of {settings['split']} as reference"
-    )
-    return "\n".join(lines)
+class InceptionScore(NamedTuple):
+    """The score, and what publications write after the plus-minus sign."""
+
+    score: Estimate
+    deviation: float
+    """Standard deviation (ddof 0) over the splits: no standard error, for it does not shrink with their number."""
+
+
+def inception_score_of(
+    logits: Float[Any, "n classes"], num_splits: int = 10, seed: int = SHUFFLE_SEED
+) -> InceptionScore:
+    """Return the Inception score of all pictures, given in their order.
+
+    The influence of a picture on exp(mean KL(p_i || mean p)) is that number times KL(p_i || mean p), less a constant.
+
+    Raises:
+        ValueError: as `split_of_each`.
+    """
+    split = split_of_each(len(logits), num_splits, seed)
+    parts, variances = [], []
+    for number in range(num_splits):
+        rows = np.asarray(logits)[split == number]
+        part = ClassStatistics.from_logits(rows)
+        parts.append(part)
+        score, _ = inception_score([part])
+        log_p = _log_softmax(rows)
+        log_mean = np.log(np.maximum(part.sum_p / part.count, np.finfo(np.float64).tiny))
+        divergence = (np.exp(log_p) * (log_p - log_mean)).sum(1)
+        of_split = divergence.var(ddof=1) if len(rows) > 1 else np.nan
+        variances.append(score**2 * of_split / len(rows))
+    mean, deviation = inception_score(parts)
+    return InceptionScore(Estimate(mean, float(np.sqrt(sum(variances)) / num_splits)), deviation)
+
+
+def _log_softmax(logits: Float[Any, "n classes"]) -> Float[ndarray, "n classes"]:
+    x = np.asarray(logits, dtype=np.float64)
+    normalised: ndarray = x - np.logaddexp.reduce(x, axis=1, keepdims=True)
+    return normalised

@@ -1,15 +1,21 @@
-"""What training does, apart from doing it: the network it starts from, averages, learning rate, crops, a model's description.
+"""What training does, apart from doing it: the network it starts from, averages, learning rate, chance, a model's description.
 
 Called by `trainer` and `bench_train`.
 """
 
+from typing import NamedTuple
+
+import numpy as np
 import torch
+from torch import Tensor
 
 from layered_model import checkpoint
 from layered_model.checkpoint import ModelConfig, SamplingDefaults
 from layered_model.crop import Box
+from layered_model.diffusion import LayeredDiffusion
 from layered_model.ema import DecayEMA, PowerEMA
 from layered_model.growth import grow
+from layered_model.loss import stratified_times
 from layered_model.text import EncoderInfo
 from layered_model.unet import LayeredUNet, Network, make_network
 from pipelines import costs, storage
@@ -52,6 +58,50 @@ def fresh_network(config: Config) -> Network:
     return network
 
 
+class Chance(NamedTuple):
+    """What is random in a worker's share of a step."""
+
+    t: Tensor
+    "Times [b]; even over the batch of all workers."
+    eps: list[Tensor]
+    "Noise of each layer [b, c, r, r]."
+    crop: Box | None
+    "Where the layers above the trunk are trained; None for everywhere."
+
+
+def draw_chance(
+    config: Config,
+    diffusion: LayeredDiffusion,
+    *,
+    seen: int,
+    rank: int,
+    count: int,
+    device: torch.device,
+) -> Chance:
+    """Draws what decides a step, and seeds the dropout; all of it is a function of seed, pictures seen and rank.
+
+    Args:
+        config: of the run.
+        diffusion: of the configuration.
+        seen: pictures before this step, by all workers.
+        rank: of the worker.
+        count: pictures of the worker's share, as many as of each other's.
+        device: where to put it; it is drawn on the CPU.
+    """
+    shared = torch.Generator().manual_seed(_seed(config.seed, seen))
+    own = torch.Generator().manual_seed(_seed(config.seed, seen, rank + 1))
+    torch.manual_seed(_seed(config.seed, seen, rank + 1, 1))  # of dropout
+    t = stratified_times(rank * count, count, config.train.batch_size, shared).to(device)
+    channels = config.model.picture_channels
+    eps = diffusion.noise(lambda r: torch.randn(count, channels, r, r, generator=own).to(device))
+    return Chance(t, eps, random_crop(config, own))
+
+
+def _seed(*parts: int) -> int:
+    """One 64-bit seed from several numbers."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
+
+
 def random_crop(config: Config, generator: torch.Generator) -> Box | None:
     """Where this step trains the layers above the trunk; None for everywhere."""
     if config.train.crop_resolution is None:
@@ -80,6 +130,12 @@ def step_macs(config: Config) -> int:
         middle = (lowest - side) // 2
         crop = Box(middle, middle, side, side)
     return 3 * costs.network_macs(config.model, config.text.max_tokens, crop=crop)
+
+
+def peak_images_per_second(config: Config, device: torch.device, num_workers: int) -> float:
+    """Speed at which all workers would train if a step were one large matrix product, each as quick as on this device."""
+    rate = costs.matmul_rate(device, getattr(torch, config.train.precision))
+    return num_workers * rate / step_macs(config)
 
 
 def make_averages(

@@ -8,24 +8,37 @@ import datetime
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import yaml
 
-from pipelines import charts, curves, storage
+from pipelines import curves, score_report, storage
 from pipelines.errors import UserError
-from pipelines.gallery import embed, evenly
+from pipelines.gallery import evenly, figure
 from pipelines.history import MAX_POINTS, History, parse
-from pipelines.markup import STYLE, Element, cell, details, element, flatten, page, table
+from pipelines.markup import (
+    Element,
+    cell,
+    details,
+    element,
+    flatten,
+    grid,
+    links,
+    note,
+    page,
+    section,
+    table,
+)
 from pipelines.schema import RunDir
+from pipelines.style import page_style
 
 MAX_GRIDS = 8
 """Of those drawn while training, that are shown."""
-GRID_WIDTH, SHEET_WIDTH = 900, 1800
-"""Pixels that a grid of training and the evaluation's sheet are shrunk to."""
+GRID_WIDTH = 900
+"""Pixels that a grid of training is shrunk to."""
 
 _CONFIG_OF_MODEL = "config.json"
 
@@ -157,48 +170,31 @@ def render(found: Run) -> bytes:
     """The page."""
     parts = [
         *(
-            _section(section.title, _note(section.note), _grid(section.figures))
-            for section in curves.sections(found.history)
+            section(part.title, note(part.note), grid(part.figures))
+            for part in curves.sections(found.history)
         ),
         *_pictures(found.layout),
         *_scores(found.layout),
-        _section("All values", *_values(found.history)),
+        section("All values", *_values(found.history)),
         *_environment(found.layout),
         *_configuration(found),
     ]
     order = {title: place for place, title in enumerate(_ORDER)}
-    parts.sort(key=lambda part: order.get(part.attrib["id"], len(order)))
-    links = [element("a", part[0].text or "", href=f"#{part.attrib['id']}") for part in parts]
+    parts.sort(key=lambda part: order.get(part[0].text or "", len(order)))
     made = datetime.datetime.now(datetime.UTC)
     footer = element("footer", f"Made by layered report, {made:%Y-%m-%d %H:%M} UTC.")
-    style = STYLE.replace("LIGHT", charts.palette(dark=False)).replace(
-        "DARK", charts.palette(dark=True)
-    )
     return page(
         f"{found.name}: layered report",
-        style + charts.STYLE + charts.color_classes(),
+        page_style(),
         _header(found),
-        element("nav", *links, aria_label="Sections"),
+        links(parts),
         element("main", *parts),
         footer,
     )
 
 
-_ORDER = ("training", "validation", "pictures-while-training", "scores")
+_ORDER = ("Training", "Validation", "Pictures while training", *score_report.TITLES)
 """Sections that come first."""
-
-
-def _section(title: str, *children: Element) -> Element:
-    name = title.lower().replace(" ", "-")
-    return element("section", element("h2", title), *children, id=name)
-
-
-def _note(text: str) -> Element:
-    return element("p", text, class_="note")
-
-
-def _grid(figures: Sequence[Element]) -> Element:
-    return element("div", *figures, class_="charts")
 
 
 def _header(found: Run) -> Element:
@@ -288,55 +284,31 @@ def _pictures(layout: RunDir) -> Iterator[Element]:
     chosen = evenly(names, MAX_GRIDS)
     paths = [storage.join(layout.samples, name) for name in chosen]
     figures = [
-        _picture(content, f"after {int(name.removesuffix('.png')):,} pictures", GRID_WIDTH)
+        _grid_of(int(name.removesuffix(".png")), content)
         for name, content in zip(chosen, storage.read_each(paths), strict=True)
     ]
     if figures:
-        note = "The same captions and noise each time, drawn with averaged weights."
+        told = "The same captions and noise each time, drawn with averaged weights."
         if len(chosen) < len(names):
-            note += f" {len(chosen)} of {len(names)} grids."
-        yield _section(
-            "Pictures while training", _note(note), element("div", *figures, class_="pictures")
+            told += f" {len(chosen)} of {len(names)} grids."
+        yield section(
+            "Pictures while training", note(told), element("div", *figures, class_="pictures")
         )
 
 
-def _picture(content: bytes | OSError, told: str, width: int) -> Element:
-    """A figure with an embedded picture, or a sentence in its place."""
-    found = None if isinstance(content, OSError) else embed(content, width)
-    caption = element("figcaption", told)
-    if found is None:
-        return element("figure", caption, element("p", "cannot be read as a picture", class_="bad"))
-    alt = f"Captions and what was drawn for them, {told}"
-    picture = element("img", src=found.uri, alt=alt, width=found.width, height=found.height)
-    return element("figure", caption, picture)
+def _grid_of(num_images: int, content: bytes | OSError) -> Element:
+    told = f"after {num_images:,} pictures"
+    return figure(content, told, f"Captions and what was drawn for them, {told}", GRID_WIDTH)
 
 
 def _scores(layout: RunDir) -> Iterator[Element]:
-    """Of the evaluation: a table, what to mind, its pictures."""
+    """What the evaluation left."""
     tree = _tree(layout.scores)
-    parts: list[Element] = []
-    if isinstance(tree, str):
-        parts.append(element("p", tree, class_="bad"))
-    if isinstance(tree, Mapping):
-        scores = tree.get("scores")
-        if isinstance(scores, Mapping) and scores:
-            parts.append(_score_table(scores))
-        parts += [_note(str(warning)) for warning in tree.get("warnings") or ()]
-        if isinstance(settings := tree.get("settings"), Mapping):
-            parts.append(details("How it was evaluated", table((), flatten(settings))))
-    if storage.exists(layout.grid):
-        content = next(storage.read_each([layout.grid]))
-        parts.append(_picture(content, "in the evaluation", SHEET_WIDTH))
-    if parts:
-        yield _section("Scores", *parts)
-
-
-def _score_table(scores: Mapping[str, Any]) -> Element:
-    """A row a score, a column a resolution."""
-    flat = {size: dict(flatten(values)) for size, values in scores.items()}
-    names = dict.fromkeys(name for values in flat.values() for name in values)
-    rows = [(name, *(cell(values.get(name)) for values in flat.values())) for name in names]
-    return table(("score", *(f"{size} px" for size in flat)), rows)
+    result = {"warnings": [tree]} if isinstance(tree, str) else tree
+    if not isinstance(result, Mapping):
+        result = {}
+    sheets = score_report.read_sheets(layout)
+    yield from score_report.elements(score_report.sections(result, sheets))
 
 
 def _values(history: History) -> Iterator[Element]:
@@ -349,24 +321,26 @@ def _values(history: History) -> Iterator[Element]:
         numbers = (y[0], y[-1], *extremes)
         rows.append((key, f"{len(y):,}", *map(cell, numbers), f"{len(y) - len(seen):,}"))
     head = ("key", "lines", "first", "last", "least", "greatest", "not finite")
-    yield _note(
+    yield note(
         f"Lines of the log: {len(history.positions):,}. Of more than {MAX_POINTS} a chart shows means of equally many, and "
         "with up to four curves a shade from the least to the greatest. Crosses at the top mark values that are not finite."
     )
     yield details("Table", table(head, rows))
     if history.texts:
-        yield details("Not numbers, the last of each", table((), history.texts.items()))
+        yield details("Not numbers, the last of each", table((), history.texts.items(), prose=True))
 
 
 def _environment(layout: RunDir) -> Iterator[Element]:
     tree = _tree(layout.environment)
     if isinstance(tree, str):
-        yield _section("Environment", element("p", tree, class_="bad"))
+        yield section("Environment", element("p", tree, class_="bad"))
     elif tree:
-        yield _section("Environment", details("What training ran on", table((), flatten(tree))))
+        yield section(
+            "Environment", details("What training ran on", table((), flatten(tree), prose=True))
+        )
 
 
 def _configuration(found: Run) -> Iterator[Element]:
     if found.config_text is not None:
         text = element("pre", found.config_text)
-        yield _section("Configuration", details("config.yaml", text))
+        yield section("Configuration", details("config.yaml", text))

@@ -40,8 +40,10 @@ class Stopwatch:
             self.seconds[activity] = self.seconds.get(activity, 0.0) + spent
 
     def take(self) -> dict[str, float]:
-        """The seconds so far, and start anew."""
-        taken, self.seconds = self.seconds, {}
+        """Each activity's share of the seconds so far, as ``time/model``; and starts anew."""
+        total = sum(self.seconds.values())
+        taken = {f"time/{name}": spent / total for name, spent in sorted(self.seconds.items())}
+        self.seconds = {}
         return taken
 
 

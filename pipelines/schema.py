@@ -270,6 +270,26 @@ class RunDir:
         return f"{self.path}/grid.png"
 
     @property
+    def nearest(self) -> str:
+        """Picture of samples beside the training pictures nearest to them, from the evaluation."""
+        return f"{self.path}/nearest.png"
+
+    @property
+    def sweep(self) -> str:
+        """Charts of an evaluation's sweep over guidance and steps."""
+        return f"{self.path}/sweep.svg"
+
+    @property
+    def evaluation_md(self) -> str:
+        """The evaluation for people to read."""
+        return f"{self.path}/evaluation.md"
+
+    @property
+    def evaluation_html(self) -> str:
+        """The same as a page that holds its pictures."""
+        return f"{self.path}/evaluation.html"
+
+    @property
     def environment(self) -> str:
         """What training ran on: versions of packages, devices, number of workers; of the last start."""
         return f"{self.path}/environment.json"

@@ -1,159 +1,112 @@
-"""The work of one actor of the evaluation: blocks of pictures in, statistics of their features out.
+"""From features in stores to scores: the last step of `evaluate`, in tasks of one thread, so that sums are in one order.
 
-A block is a fixed run of pictures by index, and says everything that decides its result: rows of the dataset, captions,
-seeds. So it does not matter which actor does it, how many there are, or that one is done again. Called by `evaluate`.
+A task compares one series with the split's own pictures at one resolution. It reads Parquet files that others wrote, so its
+result is the same wherever and however often it runs.
 """
 
-import functools
-import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
+from jaxtyping import Float
+from numpy import ndarray
 
-from layered_model import LayeredPipeline
-from layered_model.features import load_extractor
-from layered_model.images import to_float, to_uint8
-from layered_model.text import pad
-from pipelines.config import Config
-from pipelines.dataset import PreparedDataset, decode_rows, text_of, text_rows
-from pipelines.metrics import ClassStatistics, FeatureStatistics, Statistics
-from pipelines.schema import CAPTIONS, IMAGE, IMAGE_ID, TEXT, TEXT_LENGTHS
-from pipelines.session import setup_logging
+from layered_model.features import ExtractorSpec
+from pipelines import scores
+from pipelines.feature_store import FeatureStore
+from pipelines.kernels import clip_maximum_mean_discrepancy, clip_score
+from pipelines.neighbours import nearest
+from pipelines.scores import Measure, Scores
+from pipelines.statistics_files import Reference
 
-Kind = Literal["trained", "untrained", "reference"]
-
-
-PICTURES_PER_SPLIT = 1000
-"""The Inception-style score averages over up to 10 splits of at least this many pictures."""
+NUM_NEIGHBOURS = 3
+"""Training pictures shown beside a picture."""
+NUM_COMPARED = 1000
+"""Pictures at most, from the first, of which the nearest training picture is looked for."""
 
 
-class Caption(NamedTuple):
-    """What one sample is drawn from."""
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A series at one resolution beside the split's own pictures."""
 
-    row: int
-    "Row of the split."
-    caption: int
-    "Which of the row's captions."
-    seed: int
-    "Of the sample's noise."
+    extractor: ExtractorSpec
+    drawn: FeatureStore
+    real: FeatureStore
+    measures: tuple[Measure, ...] = scores.MEASURES
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Block:
-    """The unit of work: consecutive pictures of one kind."""
-
-    kind: Kind
-    captions: tuple[Caption, ...]
-    "What to draw; of the reference only the rows matter."
-    split: int
-    "Part of the Inception-style score that the pictures belong to."
-    num_shown: int
-    "So many pictures, from the first, go on the grid."
-
-
-class Scored(NamedTuple):
-    """What became of a block."""
-
-    statistics: dict[int, Statistics]
-    "By resolution."
-    shown: dict[int, NDArray[np.uint8]]
-    "By resolution: pictures for the grid."
-
-
-def choose_captions(
-    dataset: PreparedDataset, split: str, num_images: int, seed: int
-) -> list[Caption]:
-    """Choose N pictures of a split and a caption of each; only seed and image ids matter, not files or their order."""
-    rows = dataset.read(split, [IMAGE_ID, CAPTIONS]).to_pylist()
-    hashes = [_hash(f"{seed}/{row[IMAGE_ID]}") for row in rows]
-    order = sorted(range(len(rows)), key=hashes.__getitem__)[:num_images]
-    return [
-        Caption(row, hashes[row] % len(rows[row][CAPTIONS]), _hash(f"{seed}:{i}"))
-        for i, row in enumerate(order)
-    ]
-
-
-def _hash(text: str) -> int:
-    """63 bits, which a seed may have."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
-
-
-def cut(kind: Kind, captions: Sequence[Caption], size: int, num_shown: int = 0) -> list[Block]:
-    """Cut pictures into blocks by index."""
-    splits = num_splits(len(captions))
-    return [
-        Block(
-            kind=kind,
-            captions=tuple(captions[start : start + size]),
-            split=start * splits // len(captions),
-            num_shown=max(0, num_shown - start),
+    def score(self) -> Scores:
+        """Return the scores."""
+        drawn, real = self.drawn.read_all(), self.real.read_all()
+        return scores.score(
+            drawn.features,
+            drawn.logits,
+            Reference(real.statistics(), real.features, self.real.num_images, {}),
+            self.extractor,
+            drawn.statistics(),
+            self.measures,
         )
-        for start in range(0, len(captions), size)
-    ]
 
 
-def num_splits(num_images: int) -> int:
-    """Parts of the Inception-style score."""
-    return min(10, max(1, num_images // PICTURES_PER_SPLIT))
+def score_reference(extractor: ExtractorSpec, real: FeatureStore) -> Scores:
+    """Return the Inception-style score of real pictures."""
+    return scores.class_score(real.read_all().logits, extractor)
 
 
-class Scorer:
-    """What an actor does: turns blocks into statistics. Holds the dataset, the extractor and the models."""
+def score_with_clip(
+    clip: ExtractorSpec, drawn: FeatureStore, real: FeatureStore, captions: FeatureStore
+) -> Scores:
+    """Return CMMD and the CLIP score, from embeddings of pictures and captions."""
+    of_drawn, of_real, of_captions = (
+        store.read_all().features for store in (drawn, real, captions)
+    )
+    found = {
+        "cmmd": clip_maximum_mean_discrepancy(of_drawn, of_real),
+        "clip_score": clip_score(of_drawn, of_captions),
+    }
+    return {clip.score_name(name): scores.entry(value) for name, value in found.items()}
 
-    def __init__(self, config: Config, model: str, dataset: str) -> None:
-        setup_logging()
-        torch.set_num_threads(max(1, int(config.evaluate.cpus_per_actor)))
-        self.config = config
-        self.device = "cuda" if config.train.use_gpu else "cpu"
-        self.dataset = PreparedDataset.open(dataset)
-        self.extractor = load_extractor(config.evaluate.extractor, self.device)
-        self.trained = LayeredPipeline.from_pretrained(model, self.device)
 
-    @functools.cached_property
-    def untrained(self) -> LayeredPipeline:
-        """The same network with fresh weights."""
-        return self.trained.untrained()
+class Memorisation(NamedTuple):
+    """How near pictures come to those the model was trained on."""
 
-    def score(self, number: int, block: Block) -> tuple[int, Scored]:
-        """Return the block's number and what became of it."""
-        pictures = self._reference(block) if block.kind == "reference" else self._draw(block)
-        scored = Scored({}, {})
-        for resolution, images in pictures.items():
-            features, logits = self.extractor(images)
-            scored.statistics[resolution] = Statistics(
-                FeatureStatistics.from_features(features.cpu().numpy()),
-                ClassStatistics.from_logits(logits.cpu().numpy()),
-            )
-            scored.shown[resolution] = images[: block.num_shown].numpy()
-        return number, scored
+    median_distance: float
+    "Of a drawn picture's features to those of the nearest training picture."
+    median_distance_of_reference: float
+    "The same of pictures that the model never saw."
+    numbers: list[int]
+    "Of the drawn pictures that come nearest, the nearest first."
+    rows: list[list[int]]
+    "For each, rows of the nearest training pictures."
+    distances: list[list[float]]
 
-    def _reference(self, block: Block) -> dict[int, torch.Tensor]:
-        rows = [caption.row for caption in block.captions]
-        table = self.dataset.read(self.config.evaluate.split, [IMAGE], rows)
-        x0 = to_float(torch.from_numpy(decode_rows(table)))
-        return {x.shape[-1]: to_uint8(x) for x in self.trained.diffusion.pyramid(x0)}
 
-    def _draw(self, block: Block) -> dict[int, torch.Tensor]:
-        rows = [caption.row for caption in block.captions]
-        table = self.dataset.read(self.config.evaluate.split, [TEXT, TEXT_LENGTHS], rows)
-        tokens = [
-            torch.from_numpy(text_of(row, caption.caption).copy())
-            for row, caption in zip(text_rows(table), block.captions, strict=True)
-        ]
-        sample = self.config.sample
-        if block.kind == "untrained":
-            # Without guidance: a fresh network's output is zero with any text, so it would change nothing.
-            pipeline, guidance = self.untrained, 1.0
-        else:
-            pipeline, guidance = self.trained, sample.guidance
-        return pipeline.sample(
-            *pad(tokens, pipeline.config.text.max_tokens),
-            [caption.seed for caption in block.captions],
-            num_steps=sample.num_steps,
-            guidance=guidance,
-            sampler=sample.sampler,
-        )
+def memorisation(
+    drawn: FeatureStore, real: FeatureStore, training: FeatureStore, num_kept: int, num_shown: int
+) -> Memorisation:
+    """Look for the training pictures that drawn pictures are most like.
+
+    Args:
+        drawn: features of the drawn pictures.
+        real: of real pictures outside the training split.
+        training: of the training split, all at one resolution.
+        num_kept: drawn pictures, from the first, that can be shown.
+        num_shown: how many of those to show: the ones that come nearest.
+    """
+    k = min(NUM_NEIGHBOURS, training.num_images)
+    distances, rows = _nearest(drawn, training, k)
+    of_reference, _ = _nearest(real, training, 1)
+    shown = np.argsort(distances[:num_kept, 0], kind="stable")[:num_shown]
+    return Memorisation(
+        float(np.median(distances[:, 0])),
+        float(np.median(of_reference[:, 0])),
+        shown.tolist(),
+        rows[shown].tolist(),
+        distances[shown].tolist(),
+    )
+
+
+def _nearest(
+    queries: FeatureStore, training: FeatureStore, k: int
+) -> tuple[Float[ndarray, "q k"], ndarray]:
+    features = queries.read_first(NUM_COMPARED).features
+    return nearest(features, (part.features for part in training.shards()), k)

@@ -4,6 +4,7 @@ No field has a default here: ``ray_config.yaml`` is the one place where values l
 that begins with the field's name; `config` puts the section's before it.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -138,6 +139,10 @@ class TrainConfig:
     "Pictures between two validation losses."
     num_validation_images: int
     "Of the validation split, for its loss, with the same times and noise each time; 0 for none."
+    score_every_images: int
+    "Pictures between two scores of what the averaged weights draw (see `pipelines.running_score`); 0 for never."
+    num_score_images: int
+    "Pictures that are drawn for a score, of captions of the validation split, and at most as many as that has."
     grid_every_images: int
     "Pictures between two grids of samples."
     max_failures: int
@@ -167,9 +172,11 @@ class TrainConfig:
             "cooldown_images",
             "weight_decay",
             "num_validation_images",
+            "score_every_images",
             "max_failures",
             "max_skipped_steps",
         )
+        check(self.num_score_images >= 2, "num_score_images", self, "at least 2")
         if self.keep_checkpoints_every_images is not None:
             check_positive(self, "keep_checkpoints_every_images")
         check(
@@ -224,18 +231,61 @@ class EvaluateConfig:
     "Pictures drawn. A distance of Frechet's kind is biased by c/N, so compare equal numbers only."
     batch_size: int
     "Pictures drawn together."
-    num_actors: int
-    "Processes that draw and extract features, each with a copy of the model."
-    cpus_per_actor: float
+    num_samplers: int
+    "Processes that draw, each with a copy of the model; as many as fit, up to this."
+    cpus_per_sampler: float
     "CPUs that Ray reserves for one of them."
-    extractor: Literal["efficientnet_lite0"]
-    "Network whose features are compared; it names the scores."
+    num_extractors: int
+    "Processes that extract features; as many as fit, up to this."
+    cpus_per_extractor: float
+    "CPUs that Ray reserves for one of them."
+    extractor: Literal[
+        "inception",
+        "inception_pytorch",
+        "inception_clean",
+        "efficientnet_lite0",
+        "dinov2",
+        "clip",
+    ]
+    """Network whose features are compared; it names the scores. FID's is inception, with the resize of torch-fidelity,
+    pytorch-fid or clean-fid; dinov2 and clip know no classes."""
+    extractor_weights: str | None
+    """Of inception the file pt_inception-2015-12-05-6726825d.pth, local or s3://; of dinov2 and clip a directory in transformers'
+    form or a name on the model hub; null for the published ones, downloaded where there is a network."""
+    extractor_sha256: str | None
+    """SHA-256 of the weights file, for weights other than the published ones, after which the scores are then named
+    (fd_inception_1a2b3c4d); null for the published ones."""
+    clip_weights: str | None
+    "CLIP as transformers has it, a directory or a name on the model hub: adds CMMD and the CLIP score; null for neither."
     untrained: bool
     "Score the same network with fresh weights too, as a yardstick."
+    references: str | None
+    "Directory that keeps features of the dataset's pictures, for all runs; null for the dataset's path with -features behind it."
+    num_kept: int
+    "First pictures that are kept as PNG; 24 of them are on the grid."
+    num_nearest: int
+    "Of those, how many are shown beside the most similar training pictures; 0 for none, and no features of these."
+    sweep_guidance: tuple[float, ...]
+    "Values of sample.guidance that are scored too; empty for the configured one alone."
+    sweep_num_steps: tuple[int, ...]
+    "Values of sample.num_steps that are scored too, each with each guidance."
 
     def __post_init__(self) -> None:
-        check_positive(self, "batch_size", "num_actors", "cpus_per_actor")
-        check(self.num_images >= 2, "num_images", self, "at least 2, to have a covariance")
+        counts = ("batch_size", "num_samplers", "num_extractors", "num_kept")
+        check_positive(self, *counts, "cpus_per_sampler", "cpus_per_extractor")
+        check(self.num_images >= 20, "num_images", self, "at least 20, to have an interval")
+        check_not_negative(self, "num_nearest")
+        for name, least in (("sweep_guidance", 0), ("sweep_num_steps", 1)):
+            values = getattr(self, name)
+            sound = all(value >= least for value in values) and len(set(values)) == len(values)
+            check(sound, name, self, f"different numbers from {least} on")
+        stated = self.extractor_sha256
+        check(
+            stated is None or re.fullmatch("[0-9a-f]{64}", stated) is not None,
+            "extractor_sha256",
+            self,
+            "64 digits from 0 to f, or null",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

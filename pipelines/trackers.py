@@ -6,7 +6,7 @@ kept in `NAMES_FILE`. What they are told goes through a thread, and what they fa
 wait for a service, and ``metrics.jsonl`` has all of it.
 
 To add one, write a class with the methods of `Tracker`, and give it its place in `TRACKERS` and its name in `sections`. Called by
-`runlog`, on rank 0; `train` asks `check` before it starts anything.
+`runlog`, on rank 0, and by `evaluate`, which adds to a run that is trained; `train` asks `check` before it starts anything.
 """
 
 import importlib.util
@@ -59,7 +59,8 @@ class TensorBoard:
         if storage.is_remote(layout.path):
             self._folder = tempfile.mkdtemp(prefix="tensorboard-")
         # Events of an interrupted run beyond the position it goes on from are dropped.
-        self._writer: Any = SummaryWriter(self._folder, purge_step=num_images or None)
+        purged = num_images + 1 if num_images else None
+        self._writer: Any = SummaryWriter(self._folder, purge_step=purged)
 
     def log(self, num_images: int, values: Mapping[str, float]) -> None:
         """Numbers, after so many pictures."""
@@ -180,7 +181,7 @@ class Trackers:
     Args:
         names: of `TRACKERS`.
         layout: the run's directory.
-        num_images: pictures seen, where the run goes on.
+        num_images: pictures seen, where the run goes on; what is known of later ones is dropped.
     """
 
     def __init__(self, names: Sequence[str], layout: RunDir, num_images: int) -> None:
@@ -219,6 +220,38 @@ class Trackers:
                 self._trackers[name] = make(layout, known, num_images)
                 if known != before:
                     storage.write_atomically(path, (json.dumps(known) + "\n").encode())
+
+
+def add(
+    layout: RunDir,
+    num_images: int,
+    values: Mapping[str, float],
+    sheets: Mapping[str, Image.Image],
+) -> None:
+    """Adds to a run that is trained, in the trackers that its ``config.yaml`` names; returns when all is told.
+
+    It stays the same run to them: TensorBoard gets one more file of events, MLflow and Weights & Biases open theirs again.
+
+    Args:
+        layout: the run's directory.
+        num_images: pictures that its model was trained on.
+        values: finite numbers by name.
+        sheets: pictures by name.
+    """
+    import yaml
+
+    try:
+        configured = yaml.safe_load(storage.read_bytes(layout.config))["train"]["trackers"]
+        names = [name for name in configured if name in TRACKERS]
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        warning(logger, "trackers", config=layout.config, error=f"{type(error).__name__}: {error}")
+        return
+    # From 0, as nothing that is there is to be dropped.
+    telling = Trackers(names, layout, 0)
+    telling.log(num_images, values)
+    for name, sheet in sheets.items():
+        telling.show(num_images, name, sheet)
+    telling.close()
 
 
 @contextmanager

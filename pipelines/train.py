@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from layered_model import checkpoint
 from layered_model.growth import check_growth
-from pipelines import storage, trackers
+from pipelines import running_score, storage, trackers
 from pipelines.checkpoints import newest
 from pipelines.config import Config, differences, from_yaml, to_yaml
 from pipelines.dataset import PreparedDataset
@@ -54,6 +54,8 @@ MAY_CHANGE = (
     "train.keep_",
     "train.validate_every_images",
     "train.num_validation_images",
+    "train.score_every_images",
+    "train.num_score_images",
     "train.grid_every_images",
     "train.checkpoint_upper_layers",
     "train.max_failures",
@@ -72,8 +74,8 @@ def check(config: Config) -> list[str]:
         Lines that say what would be done.
 
     Raises:
-        UserError: no dataset, a dataset of another kind, a model that this one cannot grow from, or a run directory of
-            another configuration.
+        UserError: no dataset, a dataset of another kind, a model that this one cannot grow from, a run directory of another
+            configuration, or a score on the way that could not be computed.
     """
     dataset = PreparedDataset.open(config.dataset)
     dataset.check_matches(config)
@@ -87,6 +89,7 @@ def check(config: Config) -> list[str]:
     trained = _num_images_trained(layout)
     if trained >= train.num_images:
         return [f"run {layout.path} is finished: {trained} of {train.num_images} pictures"]
+    running_score.check(config, dataset)
     return [
         f"run {layout.path} would train on {train.num_images} pictures "
         f"({train.num_images / num_rows:.1f} times {num_rows}) with {train.num_workers} workers"

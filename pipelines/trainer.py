@@ -1,9 +1,9 @@
 """The training loop of one worker, under Ray Train.
 
 Everything random is a function of (seed, pictures seen, rank): order and captions in `loader`, which need no rank, times, noise
-and dropout here. A checkpoint is therefore weights, averaged weights, optimizer and a few numbers, and a run that was interrupted
-goes on as if it had not been. Rank 0 alone keeps the averaged weights and writes to the run's directory, and what it cannot do
-all workers learn of, or they would wait for it in vain. Called by `train`.
+and dropout in `recipe`. A checkpoint is therefore weights, averaged weights, optimizer and a few numbers, and a run that was
+interrupted goes on as if it had not been. Rank 0 alone keeps the averaged weights and writes to the run's directory, and what it
+cannot do all workers learn of, or they would wait for it in vain. Called by `train`.
 """
 
 import functools
@@ -11,24 +11,21 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import ray.train
 import ray.train.torch
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from layered_model import checkpoint
 from layered_model.checkpoint import ModelConfig
 from layered_model.diffusion import LayeredDiffusion
 from layered_model.images import to_float
-from layered_model.loss import stratified_times
 from layered_model.unet import Network, make_network
-from pipelines import costs, loader, snapshots, storage, validation
+from pipelines import loader, snapshots, storage, validation
 from pipelines.checkpoints import Rule, Store, Writer, copied, newest
 from pipelines.config import Config, from_yaml, to_yaml
 from pipelines.dataset import PreparedDataset
@@ -36,17 +33,18 @@ from pipelines.loader import Batch, Share
 from pipelines.losses import LossByNoise
 from pipelines.optimizers import make_optimizers
 from pipelines.recipe import (
+    draw_chance,
     fresh_network,
     learning_rate,
     make_averages,
     model_config,
-    random_crop,
-    step_macs,
+    peak_images_per_second,
 )
 from pipelines.runlog import MetricsLog, Stopwatch, memory, write_environment
+from pipelines.running_score import RunningScore
 from pipelines.schema import RunDir
 from pipelines.session import event, setup_logging, warning
-from pipelines.workers import agreed, leaving_nodes, on_device, parallel
+from pipelines.workers import agreed, gradients_kept, leaving_nodes, on_device, parallel
 
 logger = logging.getLogger(__name__)
 
@@ -94,15 +92,15 @@ class Worker:
         self.averages = list({id(a): a for a in (self.ema, *self.tracked)}.values())
         self.losses = LossByNoise(self.diffusion.resolutions, self.device)
         self.checkpoints, self.writer = Store(self.layout.checkpoints), Writer()
+        self.score: RunningScore | None = None
+        if config.train.score_every_images:
+            self.score = RunningScore(config, dataset, self.device)
         self._restore()
         self.log: MetricsLog | None = None
         if self.rank == 0:
             self.log = MetricsLog(self.layout, self.num_images, config.train.trackers)
             write_environment(self.layout, self.device, self.world_size)
-            dtype = getattr(torch, config.train.precision)
-            # Of all workers together, as if each had what this one has.
-            peak = self.world_size * costs.matmul_rate(self.device, dtype)
-            self.peak_images_per_second = peak / step_macs(config)
+            self.peak_speed = peak_images_per_second(config, self.device, self.world_size)
 
     def train(self) -> None:
         """Trains to ``train.num_images``, then rank 0 writes the model's directory."""
@@ -142,6 +140,9 @@ class Worker:
             if done or crossed(train.validate_every_images):
                 with stopwatch.time("validation"):
                     self._validate()
+            if self.score and (done or crossed(train.score_every_images)):
+                with stopwatch.time("score"):
+                    self._lead(self._score, together=True)
             if crossed(train.grid_every_images) and not done:
                 with stopwatch.time("samples"):
                     self._lead(self._draw_grid)
@@ -162,22 +163,20 @@ class Worker:
             The reference's logsnr [b] and the loss of each layer and picture [layers, b], for the log.
         """
         train, local = self.config.train, len(batch.pictures)
-        seed, seen = self.config.seed, self.num_images
-        shared = torch.Generator().manual_seed(_seed(seed, seen))
-        own = torch.Generator().manual_seed(_seed(seed, seen, self.rank + 1))
-        torch.manual_seed(_seed(seed, seen, self.rank + 1, 1))  # of dropout
-        t = stratified_times(self.rank * local, local, train.batch_size, shared).to(self.device)
-        channels = self.config.model.picture_channels
-        eps = self.diffusion.noise(
-            lambda r: torch.randn(local, channels, r, r, generator=own).to(self.device)
+        t, eps, crop = draw_chance(
+            self.config,
+            self.diffusion,
+            seen=self.num_images,
+            rank=self.rank,
+            count=local,
+            device=self.device,
         )
-        crop = random_crop(self.config, own)
         per_picture = []
         size = local // train.accumulation_steps
         for start in range(0, local, size):
             part = slice(start, start + size)
             with (
-                self._gradients_kept(local - start > size),
+                gradients_kept(self.model, local - start > size),
                 torch.autocast(
                     self.device.type, torch.bfloat16, enabled=train.precision == "bfloat16"
                 ),
@@ -194,15 +193,6 @@ class Worker:
                 torch.autograd.backward(loss.total / train.accumulation_steps)
             per_picture.append(loss.per_picture)
         return self.diffusion.logsnr_ref(t), torch.cat(per_picture, dim=1)
-
-    @contextmanager
-    def _gradients_kept(self, kept: bool) -> Iterator[None]:
-        """Gradients stay on this worker, to be exchanged with those of a later part."""
-        if kept and isinstance(self.model, DistributedDataParallel):
-            with self.model.no_sync():
-                yield
-        else:
-            yield
 
     def _step(self, terms: tuple[Tensor, Tensor]) -> float:
         """One optimizer step, or none where the gradient is not finite; returns its norm before clipping."""
@@ -249,13 +239,20 @@ class Worker:
             self.writer.check(wait=True)
         return newest(self.layout)
 
-    def _lead(self, action: Callable[[], None]) -> None:
-        """Rank 0 does something with the run's directory. Where that fails all workers stop, not one alone."""
+    def _lead(self, action: Callable[[], None], *, together: bool = False) -> None:
+        """Rank 0 does something with the run's directory. Where that fails all workers stop, not one alone.
+
+        Args:
+            action: what may fail on rank 0.
+            together: the others have a part in it, whose failures they tell rank 0 (`share_out`).
+        """
         problem = None
-        if self.rank == 0:
+        if self.rank == 0 or together:
             try:
                 action()
             except OSError as error:
+                if self.rank > 0:
+                    raise
                 problem = (
                     f"run={self.config.run!r}: {error}; training stopped after {self.num_images} "
                     f"pictures; {self._newest()}, from which the same command goes on"
@@ -263,13 +260,11 @@ class Worker:
         if (problem := agreed(problem)) is not None:
             raise Stopped(problem)
 
-    def _log(self, norm: float, images_per_second: float, seconds: dict[str, float]) -> None:
+    def _log(self, norm: float, images_per_second: float, times: dict[str, float]) -> None:
         """Adds one line to rank 0's log."""
-        losses = self.losses.take()
-        total = sum(seconds.values())
         values = (
-            losses
-            | {f"time/{name}": spent / total for name, spent in sorted(seconds.items())}
+            self.losses.take()
+            | times
             | {
                 "grad_norm": norm,
                 "learning_rate": self.optimizers[0].param_groups[0]["lr"],
@@ -283,7 +278,7 @@ class Worker:
         def add() -> None:
             self.writer.check()
             assert self.log is not None
-            values["utilization"] = images_per_second / self.peak_images_per_second
+            values["utilization"] = images_per_second / self.peak_speed
             values["ema_decay"] = self.ema.beta(max(1, self.ema.num_updates))
             self.log.add(self.num_images, values)
 
@@ -303,6 +298,13 @@ class Worker:
             self.log.add(self.num_images, found)
 
         self._lead(measure)
+
+    def _score(self) -> None:
+        """All workers draw with the averaged weights, and rank 0 logs how far that is from the validation split."""
+        assert self.score is not None
+        found = self.score.measure(self._averaged(), self.num_images)
+        if self.log is not None:
+            self.log.add(self.num_images, found)
 
     def _draw_grid(self) -> None:
         """Draws fixed captions from the averaged weights."""
@@ -394,8 +396,3 @@ class Worker:
 def _crossed(every: int, before: int, after: int) -> bool:
     """Whether a multiple of `every` lies in (before, after]."""
     return after // every > before // every
-
-
-def _seed(*parts: int) -> int:
-    """One 64-bit seed from several numbers."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])

@@ -3,7 +3,8 @@
 Called by `trainer`, in every worker.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import ray.train
@@ -11,6 +12,7 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.loader import Batch
 
@@ -32,6 +34,11 @@ def parallel(network: nn.Module, *, static: bool) -> nn.Module:
     return model
 
 
+def gradients_kept(model: nn.Module, kept: bool) -> AbstractContextManager[None]:
+    """Gradients stay on this worker, if so, to be exchanged with those of a later part of the step."""
+    return model.no_sync() if kept and isinstance(model, DistributedDataParallel) else nullcontext()
+
+
 def agreed(value: T) -> T:
     """Rank 0's value, on every worker."""
     if not dist.is_initialized():
@@ -39,6 +46,43 @@ def agreed(value: T) -> T:
     box = [value]
     dist.broadcast_object_list(box)
     return box[0]
+
+
+def share_weights(network: nn.Module) -> None:
+    """Gives every worker the weights that rank 0's network has; it is of one shape on all, on their devices."""
+    if dist.is_initialized():
+        for tensor in network.state_dict().values():
+            dist.broadcast(tensor, 0)
+
+
+def share_out(tasks: Sequence[Callable[[], T]]) -> list[T]:
+    """Does tasks, each on one worker: task i on rank i modulo their number.
+
+    Args:
+        tasks: the same on all workers. They do not communicate, and what they return can be pickled.
+
+    Returns:
+        On rank 0 what all have returned, in the order of the tasks; on the others nothing.
+
+    Raises:
+        OSError: what a task of any worker has raised; on rank 0.
+    """
+    rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    own: list[T] | OSError
+    try:
+        own = [task() for task in tasks[rank::size]]
+    except OSError as error:
+        own = error
+    parts: list[Any] = [own]
+    if size > 1:
+        parts = [None] * size
+        dist.gather_object(own, parts if rank == 0 else None)
+    if rank > 0:
+        return []
+    for part in parts:
+        if isinstance(part, OSError):
+            raise part
+    return [parts[number % size][number // size] for number in range(len(tasks))]
 
 
 def leaving_nodes() -> list[str]:

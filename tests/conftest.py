@@ -6,6 +6,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jaxtyping
 import pytest
@@ -141,9 +142,106 @@ def t5(tmp_path_factory: pytest.TempPathFactory, word_tokenizer: Callable[[Path]
 
 
 @pytest.fixture(scope="session")
+def dinov2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a small DINOv2 of random weights."""
+    import torch
+    from transformers import Dinov2Config, Dinov2Model
+
+    directory = tmp_path_factory.mktemp("dinov2")
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=2, patch_size=14, image_size=56
+    )
+    Dinov2Model(config).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
 def coco_mini() -> Path:
     """Real photographs in COCO's layout: ``annotations/captions_{train,val}2017.json``, ``train2017/``, ``val2017/``."""
     data = Path(os.environ.get("LAYERED_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
     if not (data / "coco_mini" / "annotations").is_dir():
         pytest.skip("no coco_mini; name the folder that holds it in LAYERED_TEST_DATA")
     return data / "coco_mini"
+
+
+@pytest.fixture(scope="session")
+def flickr8k() -> Path:
+    """Photographs of Flickr8k, 256 pixels at most: ``train/`` and ``val/``."""
+    data = Path(os.environ.get("LAYERED_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not (data / "flickr8k" / "val").is_dir():
+        pytest.skip("no flickr8k; name the folder that holds it in LAYERED_TEST_DATA")
+    return data / "flickr8k"
+
+
+@pytest.fixture(scope="session")
+def seeded_inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file in the form of the FID Inception network's, with weights from a seed.
+
+    Each filter sums to zero, which cancels what all pictures have in common; without that features of random weights are nearly
+    of rank 1, and every picture of the same class.
+    """
+    import numpy as np
+    import torch
+
+    from layered_model.inception import Inception
+
+    with torch.device("meta"):
+        shapes = {key: value.shape for key, value in Inception().state_dict().items()}
+    rng = np.random.RandomState(0)  # whose stream numpy has promised not to change
+    state = {}
+    for key, shape in shapes.items():
+        if key.endswith("num_batches_tracked"):
+            continue
+        value = rng.random_sample(shape) * 12**0.5 - 3**0.5  # of variance 1
+        if len(shape) == 4:
+            value -= value.mean((1, 2, 3), keepdims=True)
+            value *= (2 / value[0].size) ** 0.5
+        elif key == "fc.weight":
+            value -= value.mean(1, keepdims=True)
+        elif key.endswith(("running_var", "bn.weight")):
+            value = 1 + 0.2 * value
+            if key.startswith("Mixed_7c") and key.endswith("weight"):
+                value *= 2  # features as large as trained ones
+        else:
+            value *= 0.1
+        state[key] = torch.from_numpy(value.astype(np.float32))
+    path: Path = tmp_path_factory.mktemp("inception") / "seeded.pth"
+    torch.save(state, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def drawn_pictures() -> Callable[..., Any]:
+    """Draws pictures, uint8 [n, 64, 64, 3]: coloured squares of `cell` pixels with noise, from a seed."""
+    import numpy as np
+
+    def draw(count: int, seed: int, cell: int = 8, noise: int = 20) -> Any:
+        rng = np.random.RandomState(seed)
+        coarse = rng.randint(0, 256, (count, 64 // cell, 64 // cell, 3))
+        fine = rng.randint(-noise, noise + 1, (count, 64, 64, 3))
+        squares = coarse.repeat(cell, axis=1).repeat(cell, axis=2)
+        return (squares + fine).clip(0, 255).astype(np.uint8)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory, word_tokenizer) -> Path:
+    """A directory with a small random CLIP."""
+    import torch
+    from transformers import CLIPConfig, CLIPModel
+
+    directory = tmp_path_factory.mktemp("clip")
+    num_words = word_tokenizer(directory)
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    text = {"vocab_size": num_words, "max_position_embeddings": 8, "eos_token_id": 1}
+    heads = {"num_attention_heads": 2, "projection_dim": 12}
+    config = CLIPConfig(
+        text_config=shape | heads | text,
+        vision_config=shape | heads | {"image_size": 32, "patch_size": 8},
+        projection_dim=12,
+    )
+    torch.manual_seed(0)
+    CLIPModel(config).save_pretrained(directory)
+    return directory

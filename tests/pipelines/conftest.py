@@ -62,6 +62,7 @@ def _pictures() -> dict[int, tuple[str, bytes | None, list[str]]]:
 BAD = {7: "read", 8: "decode", 9: "decode", 11: "index", 12: "index"}
 """Image id -> stage of its rejection; picture 1 also comes twice, and the second is rejected."""
 NUM_TRAIN, NUM_VAL = 14, 5
+NUM_MANY = 150  # of each split of `many`: two files of features
 
 
 def flip_a_picture(path: Path, row_group: int) -> None:
@@ -270,3 +271,47 @@ def trained(configure, save_model, tmp_path):
 def toy_prompts(monkeypatch):
     """Prompts are encoded by the toy encoder."""
     monkeypatch.setattr(LayeredPipeline, "text_encoder", ToyEncoder())
+
+
+@pytest.fixture(scope="session")
+def many(tmp_path_factory) -> Path:
+    """Two splits of drawn pictures, as a folder that `prepare` reads."""
+    folder = tmp_path_factory.mktemp("many")
+    for split, first in (("train", 1000), ("val", 0)):
+        (folder / split).mkdir()
+        tree: dict[str, list] = {"images": [], "annotations": []}
+        for number in range(first, first + NUM_MANY):
+            name = f"{number}.png"
+            Image.fromarray(pixels(number, 32, 32)).save(folder / split / name)
+            tree["images"].append({"id": number, "file_name": name})
+            for k in range(2):
+                caption = {"image_id": number, "id": 2 * number + k, "caption": f"picture {number}"}
+                tree["annotations"].append(caption)
+        (folder / f"captions_{split}.json").write_text(json.dumps(tree))
+    return folder
+
+
+@pytest.fixture
+def judged(trained, many, clip, without_ray):
+    """Configuration of a prepared dataset and a run with a model, judged by a small CLIP."""
+    paths = {
+        f"{split}_{what}": str(many / path)
+        for split in ("train", "val")
+        for what, path in (("annotations", f"captions_{split}.json"), ("images", split))
+    }
+    data = dataclasses.replace(trained.data, rows_per_file=100, **paths)
+    config = dataclasses.replace(trained, data=data)
+    prepare.run(config)
+    options = {
+        "num_images": 140,
+        "batch_size": 48,
+        "num_samplers": 1,
+        "num_extractors": 1,
+        "extractor": "clip",
+        "extractor_weights": str(clip),
+        "num_kept": 30,
+        "num_nearest": 2,
+        "untrained": False,
+    }
+    evaluate = dataclasses.replace(config.evaluate, **options)
+    return dataclasses.replace(config, evaluate=evaluate)

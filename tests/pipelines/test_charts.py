@@ -1,26 +1,18 @@
 """Axes are round, names do not lie on each other, and every point is drawn where it belongs."""
 
+import io
 import math
 import re
+import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from PIL import Image
 
-from pipelines.charts import (
-    HEIGHT,
-    WIDTH,
-    Chart,
-    Line,
-    draw_lines,
-    draw_shares,
-    labels,
-    linear_ticks,
-    log_ticks,
-    short,
-    spread,
-)
+from pipelines.axes import labels, linear_ticks, log_ticks, short
+from pipelines.charts import HEIGHT, WIDTH, Chart, Line, draw_file, draw_lines, draw_shares, spread
 
 
 def line(y, **fields) -> Line:
@@ -153,3 +145,66 @@ def test_areas_lie_upon_each_other_up_to_the_top(size) -> None:
     (top, middle), (bottom_top, bottom) = heights[1], heights[0]
     assert middle == bottom_top
     assert (bottom - middle) / (bottom - top) == pytest.approx(0.25, abs=0.01)
+
+
+def points(n: int, spread: float, texts: bool = True) -> Line:
+    rng = np.random.default_rng(n)
+    x, y = rng.normal(size=(2, n))
+    names = tuple(str(i) for i in range(n)) if texts else ("",) * n
+    ends = {"low": y - spread, "high": y + spread, "x_low": x - spread, "x_high": x + spread}
+    return line(y, x=x, points=names, **ends)
+
+
+@given(n=st.integers(1, 12), spread=st.floats(0, 5))
+def test_intervals_go_through_their_points_and_stay_inside(n, spread) -> None:
+    figure = draw_lines(chart(points(n, spread), x_from_zero=False))
+    bars = re.findall(r"M([\d.]+),([\d.]+)L([\d.]+),([\d.]+)", paths(figure, "bars")[0])
+    assert len(bars) == 2 * n
+    for number, bar in enumerate(bars):
+        x0, y0, x1, y1 = map(float, bar)
+        assert 0 <= x0 <= x1 <= WIDTH
+        assert 0 <= y1 <= y0 <= HEIGHT
+        across, up = drawn(figure)[number % n]
+        assert (x0 + x1) / 2 == pytest.approx(across, abs=0.11)
+        assert (y0 + y1) / 2 == pytest.approx(up, abs=0.11)
+
+
+def test_an_unknown_interval_has_no_bar() -> None:
+    nan = np.array([math.nan, 0.5])
+    figure = draw_lines(chart(line([1.0, 2.0], points=("a", "b"), low=nan, high=nan + 2)))
+    assert paths(figure, "bars")[0].count("M") == 1
+    figure = draw_lines(chart(line([1.0, 2.0], points=("a", "b"))))
+    assert not paths(figure, "bars")
+
+
+def test_texts_stand_by_their_points_and_not_on_each_other() -> None:
+    figure = draw_lines(chart(points(9, 0.1), x_from_zero=False))
+    texts = [t for t in figure.iter("text") if "small" in t.attrib.get("class", "")]
+    places = np.array([(float(t.attrib["x"]), float(t.attrib["y"])) for t in texts])
+    assert [t.text for t in texts] == [str(i) for i in range(9)]
+    assert np.abs(places - drawn(figure)).max() < 20
+    for number, place in enumerate(places):
+        others = np.abs(np.delete(places, number, 0) - place)
+        assert ((others[:, 0] > 6) | (others[:, 1] > 7)).all()
+    assert not [
+        t for t in draw_lines(chart(points(9, 0.1, texts=False))).iter("text") if not t.text
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_file_of_charts_is_a_drawing_by_itself(count) -> None:
+    content = draw_file([chart(points(5, 0.1), title="<&>", unit="a")] * count)
+    root = ET.fromstring(content)
+    texts = [t.text for t in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts.count("<&>") == count
+    style = root.findtext("{http://www.w3.org/2000/svg}style") or ""
+    assert "var(" not in content.decode()
+    assert "prefers-color-scheme: dark" in style
+    assert not re.search(r"href|url\(|@import|<script", content.decode())
+    resvg = pytest.importorskip("resvg_py")
+    picture = bytes(resvg.svg_to_bytes(svg_string=content.decode()))
+    with Image.open(io.BytesIO(picture)) as opened:
+        pixels = np.asarray(opened.convert("RGB")).reshape(-1, 3)
+        width, height = float(root.attrib["width"]), float(root.attrib["height"])
+        assert opened.size == (round(width), round(height))
+    assert (pixels == (0x00, 0x72, 0xB2)).all(1).any()  # the line, in its colour on white

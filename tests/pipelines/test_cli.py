@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from pipelines import cli
+from pipelines import cli, commands
 from pipelines.config import UserError, from_yaml, load_config, to_yaml
 
 
@@ -137,7 +137,7 @@ def test_wrong_usage_exits_2(capsys, arguments) -> None:
     assert "usage: layered" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["--help", *cli.STAGES])
+@pytest.mark.parametrize("name", ["--help", *commands.STAGES])
 def test_help_is_for_everyone(capsys, name) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main([name] if name == "--help" else [name, "--help"])

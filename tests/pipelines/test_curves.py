@@ -29,6 +29,9 @@ def drawn(**values: float) -> dict[str, list[str]]:
             ["Validation loss by noise level", "Validation loss at 8 px"],
         ),
         ("val/fd_lite0/8", "Validation", ["val/fd_lite0/8"]),
+        ("score/fd_lite0/8", "Validation", ["fd_lite0 while training"]),
+        ("score/is/8", "Validation", ["is while training"]),
+        ("score/other", "Other values", ["score/other"]),
         ("loss/8/logsnr_-3", "Loss by noise level", ["Loss by noise level", "Loss at 8 px"]),
         ("images_per_second", "Speed and memory", ["Speed"]),
         ("utilization", "Speed and memory", ["Utilization"]),
@@ -54,6 +57,17 @@ def test_time_that_nobody_spent_is_still_drawn() -> None:
 def test_many_kinds_of_memory_are_several_charts() -> None:
     keys = {f"memory/device_{number}_bytes": 1e9 for number in range(17)}
     assert drawn(**keys) == {"Speed and memory": ["Memory"] * 3}
+
+
+def test_a_score_is_one_chart_with_a_line_a_layer_in_its_color() -> None:
+    values = {"loss/16": 2, "score/fd_lite0/16": 9, "score/fd_lite0/8": 8, "score/is_lite0/8": 1}
+    made = sections(parse(json.dumps({"images": 1} | values)))
+    figures = {f.findtext("figcaption/b"): f for part in made for f in part.figures}
+    lines = [
+        {p.attrib["class"] for p in figures[title].iter("path") if "line" in p.attrib["class"]}
+        for title in ("Loss", "fd_lite0 while training", "is_lite0 while training")
+    ]
+    assert lines == [{"line kind-1"}, {"line kind-0", "line kind-1"}, {"line kind-0"}]
 
 
 def test_a_layer_has_one_color_and_validation_is_dashed() -> None:

@@ -22,8 +22,8 @@ SHORT = (
     "train.checkpoint_every_images=32",
     "train.grid_every_images=64",
     "train.warmup_images=32",
-    "evaluate.num_images=4",
-    "evaluate.batch_size=4",
+    "evaluate.num_images=20",
+    "evaluate.batch_size=10",
     "sample.num_steps=2",
 )
 
@@ -55,7 +55,7 @@ def test_real_coco_needs_other_data_settings_only(coco_mini, local_ray, tmp_path
     train.run(config)
     result = evaluate.run(config)
     assert list(result["scores"]) == [str(r) for r in config.model.resolutions]
-    assert all(entry["fd_lite0"] > 0 for entry in result["scores"].values())
+    assert all(entry["fd_lite0"]["value"] > 0 for entry in result["scores"].values())
     *pictures, sheet = sample.run(config, "a dog on a beach", output=str(tmp_path / "out"))
     assert len(pictures) == len(config.model.resolutions)
     assert Path(sheet).exists()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.grid import _font, contact_sheet, wrap
+from pipelines.grid import _font, contact_sheet, nearest_sheet, wrap
 
 
 def _flat(resolution: int, colour: tuple[int, int, int]) -> np.ndarray:
@@ -51,3 +51,27 @@ def test_wrapped_captions_stay_inside_their_column(text: str) -> None:
 def test_a_sheet_needs_one_picture_a_caption() -> None:
     with pytest.raises(ValueError, match=r"a sheet of 2 captions got these pictures: \{16: 1\}"):
         contact_sheet(["a", "b"], {16: [_flat(16, (0, 0, 0))]})
+
+
+def test_nearest_pictures_stand_beside_the_one_they_are_near_to() -> None:
+    drawn = [_flat(32, (250, 0, i)) for i in range(3)]
+    near = [
+        [(_flat(32, (0, 10 * i, 10 * k + 1)), "x" * 500, 0.1 * k) for k in range(i)]
+        for i in range(3)
+    ]
+    captions = ["a", "", "日本語 " * 50]
+    sheet = np.asarray(nearest_sheet(list(zip(drawn, captions, near, strict=True))))
+    for i in range(3):
+        rows, columns = np.nonzero((sheet == (250, 0, i)).all(-1))
+        assert len(rows) == 128 * 128
+        for picture, _, _ in near[i]:
+            beside, right = np.nonzero((sheet == picture[0, 0]).all(-1))
+            assert len(beside) == 128 * 128
+            assert set(beside) == set(rows)
+            assert right.min() > columns.max()
+            columns = right
+
+
+def test_a_sheet_of_nearest_pictures_needs_one() -> None:
+    with pytest.raises(ValueError, match="got no pictures"):
+        nearest_sheet([])

@@ -41,24 +41,3 @@ def test_a_nan_is_seen() -> None:
     losses = LossByNoise((8,))
     losses.add(torch.tensor([0.5, -5.0]), torch.tensor([[float("nan"), 1.0]]))
     assert math.isnan(losses.take()["loss/8"])
-
-
-def test_workers_add_up(tmp_path) -> None:
-    torch.multiprocessing.spawn(_worker, args=(tmp_path,), nprocs=2)
-    for rank in range(2):
-        means = torch.load(tmp_path / f"{rank}.pt")
-        expected = {"loss/8": 4.0, "loss/8/logsnr_-5": 1.0, "loss/8/logsnr_3": 5.5}
-        assert means == pytest.approx(expected)
-
-
-def _worker(rank: int, folder) -> None:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
-    )
-    losses = LossByNoise((8,))
-    if rank == 0:
-        losses.add(torch.tensor([3.0]), torch.tensor([[2.0]]))
-    else:
-        losses.add(torch.tensor([3.0, -5.0]), torch.tensor([[9.0, 1.0]]))
-    torch.save(losses.take(), folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()

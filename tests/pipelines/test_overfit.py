@@ -89,7 +89,7 @@ def psnr(drawn: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     return 10 * torch.log10(255.0**2 / error)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_each_caption_returns_its_photograph(coco_mini, unchecked) -> None:
     config = load_config("demo", OVERRIDES)
     pictures, captions = photographs(coco_mini)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import cli, grid, report
+from pipelines import cli, grid, report, score_report
 from pipelines.config import load_config, to_yaml
 
 EVIL = "<script>alert('&amp;')</script>"
@@ -124,6 +124,7 @@ def test_tells_of_a_finished_run(folder, capsys) -> None:
         "Validation",
         "Pictures while training",
         "Scores",
+        "How it was evaluated",
         "Loss by noise level",
         "Speed and memory",
         "Other values",
@@ -133,6 +134,22 @@ def test_tells_of_a_finished_run(folder, capsys) -> None:
     ]
     assert "12.35" in page.text("td")
     assert "A, B" in page.text("td")
+
+
+def test_what_the_evaluation_found_is_there_with_its_charts(folder) -> None:
+    scores = {"fd_lite0": {"value": 12.0, "interval": [11.5, 12.5]}, "is_lite0": {"value": 5.0}}
+    sweep = [{"guidance": g, "num_steps": 25, "scores": {"32": scores}} for g in (1.0, 3.0)]
+    nearest = {"median_distance": 3.0, "median_distance_of_reference": 4.0}
+    tree = {"scores": {"32": scores}, "sweep": sweep, "memorisation": nearest}
+    (folder / "metrics.json").write_text(json.dumps(tree))
+    (folder / "nearest.png").write_bytes(sheet(7))
+    page = made(folder)
+    titles = page.text("h2").splitlines()
+    assert titles[3:6] == ["Scores", "Guidance and steps", "Nearest training pictures"]
+    assert "12.00 (11.50 to 12.50)" in page.text("td")
+    assert "25 % closer" in page.text("p")
+    assert "fd_lite0 at 32 px" in page.text("b")
+    assert len(page.all("img")) == report.MAX_GRIDS + 2
 
 
 def test_refers_to_nothing_outside_and_runs_no_script(folder) -> None:
@@ -220,7 +237,7 @@ def test_small_pictures_are_kept_to_the_bit_and_large_ones_shrunk(folder) -> Non
     assert contents[0] == sheet(1)
     assert len(contents[-1]) < len((folder / "grid.png").read_bytes()) / 2
     with Image.open(io.BytesIO(contents[-1])) as picture:
-        assert picture.width == report.SHEET_WIDTH
+        assert picture.width == score_report.SHEET_WIDTH
         assert str(picture.height) == page.all("img")[-1]["height"]
 
 

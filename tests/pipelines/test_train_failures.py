@@ -219,11 +219,16 @@ def _wait_for(condition, alive) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
-def test_killed_workers_change_nothing(config, local_ray, tmp_path, descendants, kill) -> None:
-    """Any of two workers, at random moments, five times in one run."""
+@pytest.mark.parametrize(
+    ("num_kills", "num_images"),
+    [pytest.param(2, 480, marks=pytest.mark.slow), pytest.param(5, 960, marks=pytest.mark.soak)],
+)
+def test_killed_workers_change_nothing(
+    config, local_ray, tmp_path, descendants, kill, num_kills, num_images
+) -> None:
+    """Any of two workers, at random moments, several times in one run."""
     settings = {
-        "num_images": 960,
+        "num_images": num_images,
         "num_workers": 2,
         "checkpoint_every_images": 48,
         "log_every_images": 16,
@@ -232,7 +237,7 @@ def test_killed_workers_change_nothing(config, local_ray, tmp_path, descendants,
     whole = changed(config, run=tmp_path / "whole", **settings)
     train.run(whole)
     moments = random.Random(int(os.environ.get("TEST_SEED", "0")))
-    killed = changed(config, **settings, max_failures=5)
+    killed = changed(config, **settings, max_failures=num_kills)
     errors: list[BaseException] = []
 
     def run() -> None:
@@ -249,7 +254,7 @@ def test_killed_workers_change_nothing(config, local_ray, tmp_path, descendants,
             return int(lines_of(killed)[-1]["images"])
         return 0
 
-    for least in sorted(moments.sample(range(48, 700), 5)):
+    for least in sorted(moments.sample(range(48, num_images - 260), num_kills)):
         _wait_for(lambda least=least: seen() >= least, stage.is_alive)
         workers = [p for p, line in descendants(os.getpid()).items() if "RayTrainWorker" in line]
         kill(moments.choice(workers))

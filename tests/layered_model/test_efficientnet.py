@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from layered_model.features import EfficientNetLite0, FeatureExtractor, load_extractor
+from layered_model.efficientnet import EfficientNetLite0
+from layered_model.features import FeatureExtractor, load_extractor
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +77,12 @@ def test_features_do_not_depend_on_the_rest_of_the_batch(extractor: FeatureExtra
     torch.testing.assert_close(extractor(images[3:4]).features, together[3:4], rtol=1e-4, atol=1e-5)
 
 
+def test_weights_are_those_of_the_package(extractor: FeatureExtractor) -> None:
+    assert extractor.score_name("fd") == "fd_lite0"
+    with pytest.raises(ValueError, match="takes no others"):
+        load_extractor("efficientnet_lite0", weights="some.pth")
+
+
 def test_unknown_extractor_lists_the_known_ones() -> None:
-    with pytest.raises(
-        ValueError, match=r"unknown extractor 'inception', known: efficientnet_lite0"
-    ):
-        load_extractor("inception")
+    with pytest.raises(ValueError, match=r"unknown extractor 'vgg', known: clip, dinov2, .*lite0"):
+        load_extractor("vgg")
