@@ -34,6 +34,7 @@ from pipelines.sections import (
     EvaluateConfig,
     RayConfig,
     SampleConfig,
+    ServeConfig,
     TextConfig,
     TrainConfig,
     check,
@@ -60,6 +61,7 @@ class Config:
     train: TrainConfig
     sample: SampleConfig
     evaluate: EvaluateConfig
+    serve: ServeConfig
     ray: RayConfig
 
     def __post_init__(self) -> None:

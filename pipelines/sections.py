@@ -289,6 +289,89 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ServeConfig:
+    """Drawing for others over HTTP."""
+
+    host: str
+    "Address to listen at; 127.0.0.1 for this machine alone. Wider without serve.require_key is warned of."
+    port: int
+    "TCP port."
+    min_replicas: int
+    "Copies of the model that are always there."
+    max_replicas: int
+    "Copies that there may be when many pictures are waited for."
+    cpus_per_replica: float
+    "CPUs that Ray reserves for each; it computes with as many threads."
+    use_gpu: bool
+    "Give each replica a GPU."
+    precision: Literal["float32", "bfloat16"]
+    "Of the network's arithmetic."
+    max_pictures: int
+    "Pictures on their way at once in a replica, which share passes of the network; each holds some memory."
+    max_rows: int
+    "Rows of one pass of the network; a picture under guidance takes two. On CPU 8 at most, see `layered_model.rows`."
+    max_queued: int
+    "Pictures that wait in a replica; the next is told to come again later."
+    max_seconds: float
+    "From the acceptance of a picture to its end, waiting included; what takes longer is given up."
+    max_images: int
+    "Pictures of one request."
+    max_steps: int
+    "Steps of one picture."
+    max_previews: int
+    "Previews of one picture."
+    max_prompt_characters: int
+    "Of each prompt; how many tokens fit is the model's own limit."
+    max_body_bytes: int
+    "Of a request."
+    text_cache: int
+    "Prompts whose embeddings a replica keeps."
+    require_key: bool
+    "Draw only for who shows an API key."
+    keys_file: str | None
+    "File of API keys, ``name: key`` a line; null for those in the environment's LAYERED_API_KEYS alone."
+    requests_per_minute: int
+    "Of one key, or without keys of one address; the next is told to come again later."
+    max_concurrent: int
+    "Requests of one key, or without keys of one address, that are being answered at once."
+    cors_origins: tuple[str, ...]
+    "Other sites whose pages may call, for example https://example.org; empty for none."
+    url_seconds: float
+    "How long a picture that was asked for as a URL can be fetched."
+    drain_seconds: float
+    "How long a replica that shall go may take to finish what it has accepted."
+
+    def __post_init__(self) -> None:
+        check(1 <= self.port <= 65535, "port", self, "from 1 to 65535")
+        check_positive(
+            self,
+            "min_replicas",
+            "cpus_per_replica",
+            "max_pictures",
+            "max_rows",
+            "max_queued",
+            "max_seconds",
+            "max_images",
+            "max_steps",
+            "max_prompt_characters",
+            "max_body_bytes",
+            "text_cache",
+            "requests_per_minute",
+            "max_concurrent",
+            "url_seconds",
+            "drain_seconds",
+        )
+        check_not_negative(self, "max_previews")
+        check(bool(self.host), "host", self, "an address, for example 127.0.0.1")
+        fewest = f"at least serve.min_replicas={self.min_replicas}"
+        check(self.max_replicas >= self.min_replicas, "max_replicas", self, fewest)
+        check(self.max_rows % 2 == 0, "max_rows", self, "even: guidance takes pairs")
+        for origin in self.cors_origins:
+            sound = origin == "*" or re.fullmatch(r"https?://[^/\s]+", origin) is not None
+            check(sound, "cors_origins", self, "origins such as https://example.org, or *")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RayConfig:
     """Ray. The first two matter only where a stage starts a local Ray, not where it joins a cluster."""
 

@@ -64,10 +64,10 @@ def test_real_coco_needs_other_data_settings_only(coco_mini, local_ray, tmp_path
     assert pipe.config.num_images_trained == 128
 
 
-def _demo(folder: Path, coco: Path) -> subprocess.Popen:
+def _demo(folder: Path, train_split: Path, val_split: Path) -> subprocess.Popen:
     data = [
-        f"data.{split}_{what}={coco / path}"
-        for split in ("train", "val")
+        f"data.{split}_{what}={source / path}"
+        for split, source in (("train", train_split), ("val", val_split))
         for what, path in (("annotations", f"captions_{split}.json"), ("images", split))
     ]
     command = [sys.executable, "-m", "pipelines.demo", "--run", "run", "--dataset", "dataset"]
@@ -104,17 +104,17 @@ def _files(folder: Path) -> set[str]:
 @pytest.mark.alone
 @pytest.mark.ray
 @pytest.mark.slow
-def test_an_interrupted_demo_goes_on_and_ends_with_the_same_files(coco, tmp_path) -> None:
+def test_an_interrupted_demo_goes_on_and_ends_with_the_same_files(coco, many, tmp_path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     whole.mkdir()
     stopped.mkdir()
-    demo = _demo(whole, coco)
+    demo = _demo(whole, coco, many)
     output = _finish(demo)
     assert demo.returncode == 0, output
     assert "fd_lite0" in output
     assert "layered sample" in output
 
-    demo = _demo(stopped, coco)
+    demo = _demo(stopped, coco, many)
     log = stopped / "run/metrics.jsonl"
     deadline = time.monotonic() + 200
     while not log.exists() and demo.poll() is None and time.monotonic() < deadline:
@@ -125,7 +125,7 @@ def test_an_interrupted_demo_goes_on_and_ends_with_the_same_files(coco, tmp_path
     assert "the same command goes on" in output
     assert not (stopped / "run/model").exists()
 
-    demo = _demo(stopped, coco)
+    demo = _demo(stopped, coco, many)
     output = _finish(demo)
     assert demo.returncode == 0, output
     assert _files(stopped) == _files(whole)
