@@ -1,8 +1,9 @@
 """What a server is asked to draw and what it answers: plain data between whoever takes orders and whoever paints.
 
-An order is one picture. `Painter.draw` answers it with a stream of `Accepted`, then previews, low layers first, then one `Picture`;
-who has seen enough closes the stream, and the order's place is free at the next step. Before `Accepted` nothing has been promised:
-an order is refused there, by one of the errors below. Everything here can be pickled, for an order may be painted on another machine.
+An order is one picture. `Painter.draw` answers it with a stream of `Accepted`, then previews, low layers first, then one
+`Picture`; who has seen enough closes the stream, and the order's place is free at the next step. Before `Accepted` nothing has
+been promised: an order is refused there, by one of the errors below. Everything here can be pickled, for an order may be
+painted on another machine.
 
 Called by `api`, which makes orders of requests; by `painter`, which paints them; and by `replicas`, which carries them there.
 """
