@@ -10,9 +10,7 @@ derived from what it leaves. Called by `sampler` and `pipeline`.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,6 +19,7 @@ from torch import Tensor
 from layered_model.diffusion import LayeredDiffusion
 from layered_model.parametrization import to_x0
 from layered_model.resample import downscale
+from layered_model.rows import LayerRows, Prompt, Rows, join_prompts, predict
 from layered_model.steppers import LayerPicture, Picture
 from layered_model.unet import Network
 
@@ -73,19 +72,6 @@ class Guidance:
         return (logsnr >= low) & (logsnr <= high) & needed
 
 
-class Prompt(NamedTuple):
-    """Token embeddings of a batch and which of them are real; no real token is the unconditional prompt."""
-
-    text: Float[Tensor, "b n d"]
-    mask: Bool[Tensor, "b n"]
-
-
-def with_rows(prompt: Prompt, other: Prompt, rows: Tensor) -> Prompt:
-    """A prompt followed by some rows of another."""
-    pairs = zip(prompt, other, strict=True)
-    return Prompt(*(torch.cat([one, two[rows]]) for one, two in pairs))
-
-
 def dynamic_threshold(x0: Picture, share: float) -> Picture:
     """Scales a picture into [-1, 1] by the share-quantile of its magnitudes, where that is above 1, and clamps the rest.
 
@@ -122,60 +108,50 @@ class Denoiser:
         if self.low is not None and not self.diffusion.one_state:
             raise ValueError("a low picture can be finished only by a model with shared noise")
 
-    def _outputs(
-        self, inputs: Sequence[LayerPicture], t: Float[Tensor, " b"]
-    ) -> list[LayerPicture]:
-        logsnr = self.diffusion.logsnr_ref(t)
-        rows = self.guidance.active(logsnr).nonzero().flatten()
-        if not len(rows):
-            return self._run(inputs, logsnr, rows)
-        both = self._run(
-            [torch.cat([x, x[rows]]) for x in inputs], torch.cat([logsnr, logsnr[rows]]), rows
+    def ask(self, states: list[LayerPicture], t: Float[Tensor, " b"]) -> Rows:
+        """What the network must answer: a row a picture, then one for each that is guided now, without its prompt."""
+        diffusion, own = self.diffusion, self.layer_prompts
+        inputs = diffusion.inputs_from_top(states[0], t) if diffusion.one_state else states
+        logsnr, guided = self._guided(t)
+        return Rows(
+            [torch.cat([x, x[guided]]) for x in inputs],
+            torch.cat([logsnr, logsnr[guided]]),
+            self._beside_negative(self.prompt, guided),
+            own and tuple(p and self._beside_negative(p, guided) for p in own[: len(inputs)]),
         )
-        scales = self.guidance.for_layers(len(self.diffusion.resolutions))
-        guided = []
-        for output, scale in zip(both, scales, strict=False):
-            cond, uncond = output[: len(logsnr)], output[len(logsnr) :]
-            guided.append(cond.index_copy(0, rows, uncond + scale * (cond[rows] - uncond)))
-        return guided
 
-    def _run(
-        self, inputs: Sequence[LayerPicture], logsnr: Float[Tensor, " b"], rows: Tensor
-    ) -> list[LayerPicture]:
-        """The network on the batch, followed by the given rows of it without their prompt."""
-        options: dict[str, Any] = {}
-        if self.layer_prompts is not None:
-            options["layer_text"] = [
-                None if prompt is None else with_rows(prompt, self.negative, rows)
-                for prompt in self.layer_prompts[: len(inputs)]
-            ]
-        text, mask = with_rows(self.prompt, self.negative, rows)
-        dtype = next(self.network.parameters()).dtype
-        pictures = [x.to(dtype) for x in inputs]
-        with torch.autocast(text.device.type, dtype, enabled=dtype != torch.float32):
-            outputs = self.network(pictures, logsnr, text.to(dtype), mask, **options)
-        return [output.float() for output in outputs]
-
-    def __call__(self, states: list[LayerPicture], t: Float[Tensor, " b"]) -> list[LayerPicture]:
-        """Estimates of the clean picture, one per state.
+    def answer(self, outputs: LayerRows, asked: Rows, t: Float[Tensor, " b"]) -> list[LayerPicture]:
+        """Estimates of the clean picture, one per state, from the network's outputs for what it was asked.
 
         A single state is the top's of the layers that run; its estimate is fused from all of them, and clamped to [-1, 1] at the
         model's top. Pictures of lower layers are clamped to `LOW_BOUND` or not at all: a sinc-downscaled picture overshoots.
         """
-        diffusion = self.diffusion
-        fused = diffusion.one_state
-        inputs = diffusion.inputs_from_top(states[0], t) if fused else states
-        kind = diffusion.config.prediction
-        x0 = [
-            to_x0(kind, output, x_t, *diffusion.alpha_sigma(t, layer))
-            for layer, (output, x_t) in enumerate(
-                zip(self._outputs(inputs, t), inputs, strict=True)
-            )
-        ]
-        if not fused:
+        diffusion, kind, count = self.diffusion, self.diffusion.config.prediction, len(t)
+        guided = self._guided(t)[1]
+        scales = self.guidance.for_layers(len(diffusion.resolutions))
+        x0 = []
+        for layer, (output, x_t) in enumerate(zip(outputs, asked.x, strict=True)):
+            cond, uncond = output[:count], output[count:]
+            mixed = uncond + scales[layer] * (cond[guided] - uncond)
+            cond = cond.index_copy(0, guided, mixed)
+            x0.append(to_x0(kind, cond, x_t[:count], *diffusion.alpha_sigma(t, layer)))
+        if not diffusion.one_state:
             return x0
         top = self._imposed(diffusion.fuse(x0, self.fuse_weight))
         return [self._imposed(self._bounded(top))]
+
+    def __call__(self, states: list[LayerPicture], t: Float[Tensor, " b"]) -> list[LayerPicture]:
+        """`ask`, the network, and `answer`."""
+        asked = self.ask(states, t)
+        return self.answer(predict(self.network, asked), asked, t)
+
+    def _guided(self, t: Float[Tensor, " b"]) -> tuple[Float[Tensor, " b"], Tensor]:
+        """The reference's logsnr, and which pictures are guided at it."""
+        logsnr = self.diffusion.logsnr_ref(t)
+        return logsnr, self.guidance.active(logsnr).nonzero().flatten()
+
+    def _beside_negative(self, prompt: Prompt, rows: Tensor) -> Prompt:
+        return join_prompts([prompt, self.negative.take(rows)])
 
     def _bounded(self, top: Picture) -> Picture:
         if top.shape[-1] < self.diffusion.resolutions[-1]:

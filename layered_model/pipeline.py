@@ -25,11 +25,12 @@ from torch import Tensor
 
 from layered_model import checkpoint
 from layered_model.checkpoint import ModelConfig
-from layered_model.denoiser import Denoiser, Guidance, Prompt
+from layered_model.denoiser import Denoiser, Guidance
 from layered_model.diffusion import LayeredDiffusion
 from layered_model.images import Pictures, from_pillow, to_float, to_uint8
 from layered_model.resample import downscale, upscale
-from layered_model.sampler import Plan, Step, sample
+from layered_model.rows import Prompt
+from layered_model.sampler import Drawing, Plan, Step, sample
 from layered_model.shape import UNetConfig
 from layered_model.steppers import LayerPicture, Picture, SamplerKind
 from layered_model.text import TextEncoder, pad
@@ -287,6 +288,58 @@ class LayeredPipeline:
         Returns:
             uint8 NHWC on the CPU for each resolution, low to high.
         """
+        drawing = self.begin(
+            text,
+            text_mask,
+            seeds,
+            num_steps=num_steps,
+            guidance=guidance,
+            guidance_interval=guidance_interval,
+            negative=negative,
+            layer_prompts=layer_prompts,
+            sampler=sampler,
+            eta=eta,
+            threshold=threshold,
+            fuse_weight=fuse_weight,
+            resolution=resolution,
+            hand_over=hand_over,
+            image=image,
+            finish=finish,
+            strength=strength,
+        )
+        with _bar(len(drawing)) if progress else nullcontext() as bar:
+
+            def report(step: Step) -> None:
+                if bar is not None:
+                    bar.update()
+                if on_step is not None:
+                    on_step(step)
+
+            x0 = sample(drawing, report)
+        return {layer.shape[-1]: to_uint8(layer).cpu() for layer in x0}
+
+    def begin(
+        self,
+        text: Float[Tensor, "b n d"],
+        text_mask: Bool[Tensor, "b n"],
+        seeds: Sequence[int],
+        *,
+        num_steps: int | None = None,
+        guidance: float | Sequence[float] | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        negative: Prompt | None = None,
+        layer_prompts: Mapping[int, Prompt] | None = None,
+        sampler: SamplerKind | None = None,
+        eta: float | None = None,
+        threshold: float | None = None,
+        fuse_weight: float = 1.0,
+        resolution: int | None = None,
+        hand_over: float | None = None,
+        image: Tensor | None = None,
+        finish: Tensor | None = None,
+        strength: float = 0.8,
+    ) -> Drawing:
+        """What `sample` draws, before its first step; for who takes the steps himself."""
         if len(seeds) != len(text):
             raise ValueError(f"seeds={list(seeds)} must hold one for each of {len(text)} prompts")
         if text.shape[2] != self.config.network.text_width:
@@ -323,17 +376,7 @@ class LayeredPipeline:
             low=low,
         )
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        with _bar() if progress else nullcontext() as bar:
-
-            def report(step: Step) -> None:
-                if bar is not None:
-                    bar.total = step.num_evaluations
-                    bar.update()
-                if on_step is not None:
-                    on_step(step)
-
-            x0 = sample(denoiser, generators, plan, start, report)
-        return {layer.shape[-1]: to_uint8(layer).cpu() for layer in x0}
+        return Drawing(denoiser, generators, plan, start)
 
     def _place(self, prompt: Prompt) -> Prompt:
         return Prompt(prompt.text.to(self.device), prompt.mask.to(self.device))
@@ -400,10 +443,10 @@ def _texts(name: str, value: str | Sequence[str]) -> list[str]:
     return texts
 
 
-def _bar() -> "tqdm[None]":
+def _bar(num_steps: int) -> "tqdm[None]":
     from tqdm import tqdm
 
-    return tqdm(desc="draw", unit="step")
+    return tqdm(desc="draw", unit="step", total=num_steps)
 
 
 def _fresh(config: UNetConfig, seed: int) -> Network:

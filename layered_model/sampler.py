@@ -25,6 +25,7 @@ from layered_model.denoiser import Denoiser
 from layered_model.diffusion import LayeredDiffusion
 from layered_model.noise import white_noise
 from layered_model.resample import downscale, upscale
+from layered_model.rows import LayerRows, Rows, predict
 from layered_model.steppers import LayerPicture, Level, Picture, SamplerKind, Stepper, make_stepper
 
 
@@ -226,17 +227,14 @@ class Step:
     "Estimate of the clean picture for every state, low to high: the top's alone with shared noise."
 
 
-@torch.inference_mode()
-def sample_steps(
-    denoiser: Denoiser,
-    generators: Sequence[torch.Generator],
-    plan: Plan,
-    start: Picture | None = None,
-) -> Iterator[Step]:
-    """Draws one picture per generator, step by step; who has seen enough stops asking.
+class Drawing:
+    """Pictures being drawn: a `Trajectory` with its `Denoiser`, one row per generator.
+
+    `ask` says what the network must answer, `answer` takes that and moves on. Who has several drawings joins what they ask, see
+    `rows`; `sample_steps` has one.
 
     Args:
-        denoiser: Network, prompt and guidance, with one row per generator.
+        denoiser: Network, prompt and guidance.
         generators: One per picture; alone decides its noise, whatever the batch.
         plan: Which steps.
         start: Clean pictures to start from, see `Trajectory`.
@@ -244,38 +242,64 @@ def sample_steps(
     Raises:
         ValueError: as `Trajectory`, or unless there are as many generators as rows.
     """
-    text = denoiser.prompt.text
-    if len(generators) != len(text):
-        raise ValueError(f"{len(generators)} generators must be as many as prompts: {len(text)}")
-    channels = denoiser.network.config.picture_channels
-    trajectory = Trajectory(denoiser.diffusion, plan, generators, channels, text.device, start)
-    while not trajectory.done:
-        x0 = denoiser(trajectory.states, trajectory.t)
-        trajectory.advance(x0)
-        yield Step(trajectory.index - 1, len(trajectory), x0)
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        generators: Sequence[torch.Generator],
+        plan: Plan,
+        start: Picture | None = None,
+    ) -> None:
+        text = denoiser.prompt.text
+        if len(generators) != len(text):
+            raise ValueError(
+                f"{len(generators)} generators must be as many as prompts: {len(text)}"
+            )
+        channels = denoiser.network.config.picture_channels
+        self.denoiser = denoiser
+        self._trajectory = Trajectory(
+            denoiser.diffusion, plan, generators, channels, text.device, start
+        )
+
+    @property
+    def done(self) -> bool:
+        """Whether the last estimates were the pictures."""
+        return self._trajectory.done
+
+    def __len__(self) -> int:
+        """Evaluations in all."""
+        return len(self._trajectory)
+
+    @torch.inference_mode()
+    def ask(self) -> Rows:
+        """What the network must answer now."""
+        return self.denoiser.ask(self._trajectory.states, self._trajectory.t)
+
+    @torch.inference_mode()
+    def answer(self, outputs: LayerRows, asked: Rows) -> Step:
+        """Moves on by the network's answer."""
+        x0 = self.denoiser.answer(outputs, asked, self._trajectory.t)
+        self._trajectory.advance(x0)
+        return Step(self._trajectory.index - 1, len(self), x0)
 
 
-def sample(
-    denoiser: Denoiser,
-    generators: Sequence[torch.Generator],
-    plan: Plan,
-    start: Picture | None = None,
-    on_step: Callable[[Step], None] | None = None,
-) -> list[LayerPicture]:
-    """Drains `sample_steps`.
+@torch.inference_mode()
+def sample_steps(drawing: Drawing) -> Iterator[Step]:
+    """Draws to the end, step by step; who has seen enough stops asking."""
+    while not drawing.done:
+        asked = drawing.ask()
+        yield drawing.answer(predict(drawing.denoiser.network, asked), asked)
 
-    Args:
-        denoiser: See there, as for the others.
-        generators: One per picture.
-        plan: Which steps.
-        start: Clean pictures to start from.
-        on_step: Called after each evaluation.
 
-    Returns:
-        The picture at every resolution up to the highest, low to high, float in about [-1, 1].
-    """
-    for step in sample_steps(denoiser, generators, plan, start):
+@torch.inference_mode()
+def pictures_of(diffusion: LayeredDiffusion, step: Step) -> list[LayerPicture]:
+    """The picture as a step knows it, at every resolution up to the highest, low to high, float in about [-1, 1]."""
+    return diffusion.pyramid(step.x0[-1]) if diffusion.one_state else step.x0
+
+
+def sample(drawing: Drawing, on_step: Callable[[Step], None] | None = None) -> list[LayerPicture]:
+    """Drains `sample_steps`, telling each step to `on_step`, and returns `pictures_of` the last."""
+    for step in sample_steps(drawing):
         if on_step is not None:
             on_step(step)
-    with torch.inference_mode():
-        return denoiser.diffusion.pyramid(step.x0[-1]) if denoiser.diffusion.one_state else step.x0
+    return pictures_of(drawing.denoiser.diffusion, step)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from layered_model.blocks import ResidualBlock, TransformerBlock, Upsample
+from layered_model.blocks import ResidualBlock, RowLinear, TransformerBlock, Upsample
 from layered_model.shape import UNetConfig
 
 
@@ -26,7 +26,7 @@ class TextConditioning(nn.Module):
         self.project = nn.Sequential(nn.LayerNorm(text_width), nn.Linear(text_width, context_width))
         self.norm = nn.LayerNorm(context_width)
         self.null = nn.Parameter(torch.randn(context_width))
-        self.pool = nn.Linear(context_width, embedding_width)
+        self.pool = RowLinear(context_width, embedding_width)
 
     def forward(
         self, text: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]

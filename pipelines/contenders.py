@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layered_model.denoiser import Denoiser, Guidance, Prompt
+from layered_model.denoiser import Denoiser, Guidance
 from layered_model.diffusion import DiffusionConfig, LayeredDiffusion
-from layered_model.sampler import Plan, sample
+from layered_model.rows import Prompt
+from layered_model.sampler import Drawing, Plan, sample
 from layered_model.unet import UNetConfig, make_network
 from pipelines import peer
 
@@ -145,7 +146,8 @@ class Ours(Contender):
             guidance=Guidance(scale=GUIDANCE),
         )
         seeds = [torch.Generator().manual_seed(i) for i in range(len(batch.pictures))]
-        return sample(denoiser, seeds, Plan(num_steps=NUM_STEPS, resolution=resolution))
+        plan = Plan(num_steps=NUM_STEPS, resolution=resolution)
+        return sample(Drawing(denoiser, seeds, plan))
 
     def _shape(self, resolution: int) -> tuple[int, int, int, int]:
         b, c = self.batch.pictures.shape[:2]

@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from layered_model.denoiser import Denoiser, Guidance, Prompt
+from layered_model.denoiser import Denoiser, Guidance
 from layered_model.diffusion import DiffusionConfig, LayeredDiffusion
 from layered_model.parametrization import target
 from layered_model.resample import _dct_matrix
-from layered_model.sampler import Plan, sample
+from layered_model.rows import Prompt
+from layered_model.sampler import Drawing, Plan, sample
 from layered_model.schedules import alpha_sigma
 from layered_model.shape import UNetConfig
 from layered_model.unet import LayeredUNet, make_network
@@ -162,6 +163,6 @@ def draw(seeded, prompts):
         options = {"num_steps": 20, **options}
         denoise = {"guidance": Guidance(), **(denoise or {})}
         denoiser = Denoiser(network, network.diffusion, *prompts(len(seeds), text), **denoise)
-        return sample(denoiser, seeded(seeds), Plan(**options), start, on_step)
+        return sample(Drawing(denoiser, seeded(seeds), Plan(**options), start), on_step)
 
     return make

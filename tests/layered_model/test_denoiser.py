@@ -9,11 +9,14 @@ from layered_model.sampler import sampling_times
 
 # Guidance.
 
+SEEDS = (5, 6, 7, 8)
+"""Of an even number, which needs no row more on the CPU."""
+
 
 def test_guidance_one_runs_once_and_is_the_conditional_model(gaussian, draw):
     network = gaussian()
-    one = draw(network, text=0.2, num_steps=6, denoise={"guidance": Guidance(scale=1.0)})
-    assert [len(inputs[0]) for inputs in network.calls] == [3] * 6
+    one = draw(network, SEEDS, text=0.2, num_steps=6, denoise={"guidance": Guidance(scale=1.0)})
+    assert [len(inputs[0]) for inputs in network.calls] == [4] * 6
     assert one[-1].mean() == pytest.approx(0.3, abs=0.02)
 
 
@@ -35,12 +38,12 @@ def test_guidance_goes_on_from_the_unconditional_through_the_conditional(gaussia
 def test_outside_the_interval_the_network_runs_once(gaussian, draw):
     network = gaussian()
     guidance = Guidance(scale=3.0, logsnr_interval=(-2.0, 3.0))
-    draw(network, num_steps=12, denoise={"guidance": guidance})
+    draw(network, SEEDS, num_steps=12, denoise={"guidance": guidance})
     logsnr = network.diffusion.logsnr_ref(sampling_times(network.diffusion, 12))[:-1]
     inside = (logsnr >= -2) & (logsnr <= 3)
     assert 0 < inside.sum() < 12
     rows = [len(inputs[0]) for inputs in network.calls]
-    assert rows == [6 if both else 3 for both in inside.tolist()]
+    assert rows == [8 if both else 4 for both in inside.tolist()]
 
 
 def test_an_empty_interval_is_no_guidance(gaussian, draw):

@@ -11,7 +11,7 @@ from layered_model.denoiser import Denoiser, Guidance
 from layered_model.diffusion import DiffusionConfig, LayeredDiffusion
 from layered_model.noise import white_noise
 from layered_model.resample import _dct_matrix, downscale, upscale
-from layered_model.sampler import Plan, Trajectory, sample_steps, sampling_times
+from layered_model.sampler import Drawing, Plan, Trajectory, sample_steps, sampling_times
 from layered_model.steppers import Level, SamplerKind, make_stepper
 from layered_model.unet import LayeredUNet
 
@@ -145,11 +145,11 @@ def test_solvers_commute_with_the_downscale(kind, seeded):
 
 def test_lower_inputs_come_from_the_top_state(gaussian, draw):
     network = gaussian()
-    draw(network, num_steps=5, sampler="ddpm")
+    draw(network, (5, 6), num_steps=5, sampler="ddpm")
     times = sampling_times(network.diffusion, 5)
     assert len(network.calls) == 5
     for t, inputs in zip(times, network.calls, strict=False):
-        expected = network.diffusion.inputs_from_top(inputs[-1], t.expand(3))
+        expected = network.diffusion.inputs_from_top(inputs[-1], t.expand(2))
         assert all(torch.equal(one, other) for one, other in zip(inputs, expected, strict=True))
 
 
@@ -247,7 +247,7 @@ def test_each_evaluation_reports_its_estimate(kind, count, gaussian, draw):
 def test_who_has_seen_enough_stops_asking(gaussian, prompts, seeded):
     network = gaussian()
     denoiser = Denoiser(network, network.diffusion, *prompts(), Guidance())
-    for step in sample_steps(denoiser, seeded(), Plan(num_steps=9)):
+    for step in sample_steps(Drawing(denoiser, seeded(), Plan(num_steps=9))):
         if step.index == 2:
             break
     assert len(network.calls) == 3
@@ -285,9 +285,9 @@ def test_strength_leads_from_the_picture_to_noise_alone(gaussian, draw):
 
 def test_a_start_with_independent_noise_is_noised_in_every_layer(gaussian, draw, seeded):
     network = gaussian(noise="independent")
-    x0 = torch.rand(3, 3, 16, 16) - 0.5
-    draw(network, num_steps=10, start=x0, strength=0.5)
-    t, generators = sampling_times(network.diffusion, 10)[5:6], seeded()
+    x0 = torch.rand(2, 3, 16, 16) - 0.5
+    draw(network, (5, 6), start=x0, num_steps=10, strength=0.5)
+    t, generators = sampling_times(network.diffusion, 10)[5:6], seeded((5, 6))
     for layer, x_t in enumerate(network.calls[0]):
         alpha, sigma = network.diffusion.alpha_sigma(t, layer)
         clean = downscale(x0, x_t.shape[-1])
@@ -408,4 +408,4 @@ def test_generators_must_be_as_many_as_prompts(gaussian, prompts, seeded):
     network = gaussian()
     denoiser = Denoiser(network, network.diffusion, *prompts(2), Guidance())
     with pytest.raises(ValueError, match="3 generators must be as many as prompts: 2"):
-        next(sample_steps(denoiser, seeded(), Plan(num_steps=1)))
+        Drawing(denoiser, seeded(), Plan(num_steps=1))
