@@ -148,6 +148,10 @@ class TextEncoder:
         cut = dict(zip(distinct, truncated, strict=True))
         return Encoded([encoded[text] for text in captions], [cut[text] for text in captions])
 
+    def count(self, caption: str) -> int:
+        """Tokens of a caption, before anything is cut."""
+        return len(self.tokenizer(caption, verbose=False)["input_ids"])
+
     def _tokenize(self, captions: list[str]) -> tuple[list[list[int]], list[bool]]:
         """Token ids of each caption, and which captions were cut."""
         if not captions:

@@ -1,0 +1,282 @@
+"""Continuous batching at the denoising step: many pictures on their way share passes of one network.
+
+Each tick is one pass. Who is waiting takes a free place, the pictures that go next are asked what the network must answer, the
+network answers all of them at once, and who is done leaves. So a picture starts at the next step after its order and never waits
+for others to end, whatever its number of steps, guidance or text; only pictures of one kind (one resolution) fit into one pass.
+
+    which kind      the one that has used the device least, so that no kind can crowd out another; a kind that comes back has no
+                    credit for the time it was away
+    which of them   those whose last pass is longest ago, as many as there is room for in a pass
+    who takes a place   of the kind that has fewest, whoever has waited longest
+
+What a picture looks like depends on none of this, see `layered_model.rows`. The engine knows neither HTTP nor Ray nor asyncio:
+jobs are told of their steps in the engine's thread. Called by `painter`.
+"""
+
+import logging
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+
+import torch
+
+from layered_model.rows import LayerRows, Rows, join, predict
+from layered_model.sampler import Drawing, Step
+from layered_model.unet import Network
+from pipelines.serving.orders import Busy, TooLate, Unavailable
+
+logger = logging.getLogger(__name__)
+
+MAX_RETRY_SECONDS = 60.0
+"""Longest time after which who finds the queue full is told to come again."""
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """A drawing for the engine."""
+
+    drawing: Drawing
+    "What is drawn; the engine's alone from now on."
+    kind: Hashable
+    "Jobs of a kind may share a pass."
+    deadline: float
+    "On the engine's clock; a job that is not done by then fails with `TooLate`."
+    on_step: Callable[[Step], None]
+    "Told of every step, the last included, in the engine's thread."
+    on_failure: Callable[[Exception], None]
+    "Told once why there will be no more steps; not of cancelling."
+    urgent: bool = False
+    "Goes before all others and needs no place: for a look whether the engine works."
+    cancelled: bool = field(default=False, init=False)
+    asked: Rows | None = field(default=None, init=False)
+    last_pass: int = field(default=0, init=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How much there is to do."""
+
+    active: int
+    "Pictures on their way."
+    waiting: int
+    "Pictures that wait for a place."
+
+
+class Engine:
+    """Draws jobs with one network.
+
+    Args:
+        network: What answers; all drawings are of it.
+        max_pictures: Places: pictures on their way at once.
+        max_rows: Rows of a pass; a guided picture has two.
+        max_queued: Jobs that may wait for a place.
+        on_pass: Told of each pass's rows and seconds.
+        clock: Seconds, never going back.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        *,
+        max_pictures: int,
+        max_rows: int,
+        max_queued: int,
+        on_pass: Callable[[int, float], None] = lambda rows, seconds: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.clock = clock
+        self._network, self._on_pass = network, on_pass
+        self._max_pictures, self._max_rows, self._max_queued = max_pictures, max_rows, max_queued
+        self._changed = threading.Condition()
+        self._waiting: list[Job] = []
+        self._active: list[Job] = []
+        self._closed = False
+        self._used: defaultdict[Hashable, float] = defaultdict(float)
+        self._num_passes = 0
+        self._seconds, self._seconds_at_end, self._seconds_per_job = 0.0, 0.0, 1.0
+
+    @property
+    def load(self) -> Load:
+        """How much there is to do now."""
+        with self._changed:
+            return Load(len(self._active), len(self._waiting))
+
+    def require_room(self) -> None:
+        """Raises what `submit` would for an ordinary job, to save the work of making one."""
+        with self._changed:
+            self._require_room()
+
+    def submit(self, job: Job) -> int:
+        """Takes a job.
+
+        Returns:
+            How many were waiting before it.
+
+        Raises:
+            Busy: as many are waiting as may.
+            Unavailable: the engine is closed.
+        """
+        with self._changed:
+            if not job.urgent:
+                self._require_room()
+            ahead = len(self._waiting)
+            self._waiting.append(job)
+            self._changed.notify_all()
+        return ahead
+
+    def cancel(self, job: Job) -> None:
+        """Gives a job up, if it is not done: its place is free at the next pass."""
+        with self._changed:
+            job.cancelled = True
+            if job in self._waiting:
+                self._waiting.remove(job)
+
+    def close(self) -> None:
+        """Takes no more jobs; `run` returns when those that it has are done."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def run(self) -> None:
+        """Ticks until closed and done; sleeps while there is nothing to do."""
+        while True:
+            if self.tick():
+                continue
+            with self._changed:
+                if self._closed and not self._waiting:
+                    return
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+
+    def tick(self) -> bool:
+        """One pass of the network; False where there was nothing to do."""
+        self._drop_the_late()
+        self._give_places()
+        jobs = self._choose()
+        if not jobs:
+            return bool(self._active)
+        start = self.clock()
+        self._num_passes += 1
+        self._pass(jobs)
+        seconds = self.clock() - start
+        self._seconds += seconds
+        self._used[jobs[0].kind] += seconds
+        return True
+
+    def _require_room(self) -> None:
+        if self._closed:
+            raise Unavailable("the engine is being closed")
+        if len(self._waiting) >= self._max_queued:
+            wait = len(self._waiting) * self._seconds_per_job
+            raise Busy(min(max(wait, 1.0), MAX_RETRY_SECONDS))
+
+    def _drop_the_late(self) -> None:
+        now = self.clock()
+        with self._changed:
+            late = [job for job in (*self._waiting, *self._active) if job.deadline <= now]
+            self._waiting = [job for job in self._waiting if job.deadline > now]
+            self._active = [job for job in self._active if job.deadline > now and not job.cancelled]
+        for job in late:
+            if not job.cancelled:
+                _tell(job.on_failure, TooLate("the picture was not done before its deadline"))
+
+    def _give_places(self) -> None:
+        with self._changed:
+            while job := self._next_waiting():
+                self._waiting.remove(job)
+                if all(other.kind != job.kind for other in self._active):
+                    least = [self._used[other.kind] for other in self._active]
+                    self._used[job.kind] = max(self._used[job.kind], min(least, default=0.0))
+                self._active.append(job)
+
+    def _next_waiting(self) -> Job | None:
+        urgent = [job for job in self._waiting if job.urgent]
+        if urgent:
+            return urgent[0]
+        if not self._waiting or len(self._active) >= self._max_pictures:
+            return None
+        kinds = [job.kind for job in self._active]
+        return min(self._waiting, key=lambda job: kinds.count(job.kind))  # the first of equals
+
+    def _choose(self) -> list[Job]:
+        """Who goes next, together in one pass; each has said what it asks."""
+        if not self._active:
+            return []
+        leader = min(
+            self._active, key=lambda job: (not job.urgent, self._used[job.kind], job.last_pass)
+        )
+        of_a_kind = [job for job in self._active if job.kind == leader.kind]
+        chosen: list[Job] = []
+        rows = 0
+        for job in sorted(of_a_kind, key=lambda job: (not job.urgent, job.last_pass)):
+            if not self._asks(job):
+                continue
+            assert job.asked is not None
+            rows += len(job.asked.logsnr)
+            if chosen and rows > self._max_rows:
+                break
+            chosen.append(job)
+        return chosen
+
+    def _asks(self, job: Job) -> bool:
+        """Whether the job could say what it asks; it has failed otherwise."""
+        try:
+            job.asked = job.asked or job.drawing.ask()
+        except Exception as error:
+            self._fail(job, error)
+            return False
+        return True
+
+    def _pass(self, jobs: list[Job]) -> None:
+        """One pass for all; where that fails, one for each, so that nobody fails for another."""
+        asked = [job.asked for job in jobs if job.asked is not None]
+        counts = [len(rows.logsnr) for rows in asked]
+        start = self.clock()
+        try:
+            outputs = predict(self._network, join(asked))
+        except Exception as error:
+            if len(jobs) == 1:
+                self._fail(jobs[0], error)
+                return
+            logger.warning("pass_failed pictures=%d error=%r", len(jobs), error)
+            for job in jobs:
+                self._pass([job])
+            return
+        parts = zip(*(torch.split(output, counts) for output in outputs), strict=True)
+        for job, part in zip(jobs, parts, strict=True):
+            self._step(job, list(part))
+        self._on_pass(sum(counts), self.clock() - start)
+
+    def _step(self, job: Job, outputs: LayerRows) -> None:
+        assert job.asked is not None
+        try:
+            step = job.drawing.answer(outputs, job.asked)
+            job.asked, job.last_pass = None, self._num_passes
+            if not job.cancelled:
+                job.on_step(step)
+        except Exception as error:
+            self._fail(job, error)
+            return
+        if job.drawing.done:
+            self._leave(job)
+
+    def _leave(self, job: Job) -> None:
+        with self._changed:
+            self._active.remove(job)
+        if not job.urgent:
+            since, self._seconds_at_end = self._seconds - self._seconds_at_end, self._seconds
+            self._seconds_per_job += 0.1 * (since - self._seconds_per_job)
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        logger.error("picture_failed error=%r", error, exc_info=error)
+        self._leave(job)
+        _tell(job.on_failure, error)
+
+
+def _tell(listener: Callable[[Exception], None], error: Exception) -> None:
+    """A listener that is gone must not stop the engine."""
+    try:
+        listener(error)
+    except Exception:
+        logger.exception("listener_failed")
