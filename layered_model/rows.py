@@ -84,6 +84,7 @@ def join_prompts(prompts: Sequence[Prompt]) -> Prompt:
     return Prompt(*(torch.cat(parts) for parts in zip(*prompts, strict=True)))
 
 
+@torch.inference_mode()
 def predict(network: Network, rows: Rows) -> LayerRows:
     """The network's float32 outputs, low to high, a row each, in its own precision and in passes as the module says."""
     count = len(rows.logsnr)

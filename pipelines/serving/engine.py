@@ -167,7 +167,7 @@ class Engine:
     def _require_room(self) -> None:
         if self._closed:
             raise Unavailable("the engine is being closed")
-        if len(self._waiting) >= self._max_queued:
+        if len(self._waiting) + len(self._active) >= self._max_queued + self._max_pictures:
             wait = len(self._waiting) * self._seconds_per_job
             raise Busy(min(max(wait, 1.0), MAX_RETRY_SECONDS))
 
@@ -253,17 +253,17 @@ class Engine:
         try:
             step = job.drawing.answer(outputs, job.asked)
             job.asked, job.last_pass = None, self._num_passes
+            if job.drawing.done:
+                self._leave(job)
             if not job.cancelled:
                 job.on_step(step)
         except Exception as error:
             self._fail(job, error)
-            return
-        if job.drawing.done:
-            self._leave(job)
 
     def _leave(self, job: Job) -> None:
         with self._changed:
-            self._active.remove(job)
+            if job in self._active:
+                self._active.remove(job)
         if not job.urgent:
             since, self._seconds_at_end = self._seconds - self._seconds_at_end, self._seconds
             self._seconds_per_job += 0.1 * (since - self._seconds_per_job)

@@ -55,7 +55,6 @@ def equal(one, other) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-@torch.inference_mode()
 def test_a_row_is_the_same_whatever_shares_its_passes(network, rows):
     everything = rows(network, 13)
     together = predict(network, everything)
@@ -66,7 +65,6 @@ def test_a_row_is_the_same_whatever_shares_its_passes(network, rows):
             assert equal(part, expected), f"rows {first} to {first + count}"
 
 
-@torch.inference_mode()
 def test_a_row_is_the_same_at_another_place(network, rows):
     everything, order = rows(network, 8), [5, 0, 7, 2, 1, 6, 3, 4]
     shuffled = join([everything.part(i, i + 1) for i in order])
@@ -74,7 +72,6 @@ def test_a_row_is_the_same_at_another_place(network, rows):
     assert equal(predict(network, shuffled), expected)
 
 
-@torch.inference_mode()
 def test_rows_with_and_without_prompts_of_their_own_share_passes(tiny, awake, rows):
     network = awake(tiny(**THREE))
     parts = [rows(network, 2), rows(network, 3, own=(1,)), rows(network, 1, own=(2,))]
@@ -84,7 +81,6 @@ def test_rows_with_and_without_prompts_of_their_own_share_passes(tiny, awake, ro
     assert not torch.equal(alone[0][1][:2], alone[1][1][:2])  # their prompts do matter
 
 
-@torch.inference_mode()
 def test_rows_of_fewer_layers_are_an_early_exit(tiny, awake, rows):
     network = awake(tiny(**THREE))
     assert equal(predict(network, rows(network, 3, 2)), predict(network, rows(network, 3))[:2])

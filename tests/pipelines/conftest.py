@@ -236,27 +236,29 @@ SMALL_MODEL = (
 )
 
 
-@pytest.fixture
-def save_model():
+def write_model(config, seed=0):
     """Writes a small random model, whose output is not zero, where training would."""
-
-    def save(config, seed=0):
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = make_network(config.model)
         for parameter in network.parameters():
             if not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.1)
-        model = ModelConfig(
-            network=config.model,
-            diffusion=config.diffusion,
-            text=describe(config.text.encoder, max_tokens=config.text.max_tokens),
-            sampling=SamplingDefaults(**dataclasses.asdict(config.sample)),
-            num_images_trained=0,
-        )
-        for name, content in checkpoint.encode(model, network.state_dict()).items():
-            storage.write_atomically(f"{config.run}/model/{name}", content)
+    model = ModelConfig(
+        network=config.model,
+        diffusion=config.diffusion,
+        text=describe(config.text.encoder, max_tokens=config.text.max_tokens),
+        sampling=SamplingDefaults(**dataclasses.asdict(config.sample)),
+        num_images_trained=0,
+    )
+    for name, content in checkpoint.encode(model, network.state_dict()).items():
+        storage.write_atomically(f"{config.run}/model/{name}", content)
 
-    return save
+
+@pytest.fixture
+def save_model():
+    """Writes a small random model, whose output is not zero, where training would."""
+    return write_model
 
 
 @pytest.fixture
@@ -265,6 +267,26 @@ def trained(configure, save_model, tmp_path):
     config = configure(*SMALL_MODEL, f"run={json.dumps(str(tmp_path / 'run'))}")
     save_model(config)
     return config
+
+
+@pytest.fixture(scope="session")
+def served(t5) -> Path:
+    """Directory of a small random model of 8, 16 and 32 pixels with the small T5, whose pictures follow the prompt."""
+    config = load_config(
+        "demo",
+        [
+            *SMALL_MODEL,
+            "model.resolutions=[8,16,32]",
+            "model.channels=[8,8,8,8]",
+            "model.blocks=[1,1,1,1]",
+            "model.text_width=24",
+            "diffusion.reference_resolution=8",
+            f"text.encoder={json.dumps(str(t5))}",
+            f"run={json.dumps(str(t5.parent / 'served'))}",
+        ],
+    )
+    write_model(config)
+    return Path(config.run)
 
 
 @pytest.fixture
