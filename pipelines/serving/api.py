@@ -144,10 +144,11 @@ class Desk:
                 response_model=None,
                 openapi_extra={"requestBody": body},
             )(answer)
-        files = {200: {"content": {kind: {} for kind in MEDIA_TYPES.values()}}}
-        app.get("/v1/images/files/{name}", responses=REFUSALS | files, response_class=Response)(
-            self.file
-        )
+        app.get(
+            "/v1/images/files/{name}",
+            responses=REFUSALS | {200: {"content": {kind: {} for kind in MEDIA_TYPES.values()}}},
+            response_class=Response,
+        )(self.file)
         app.get("/v1/models", responses=REFUSALS)(self.models)
         app.get("/v1/models/{name}", responses=REFUSALS)(self.model)
 
@@ -349,7 +350,7 @@ def _add_page(app: FastAPI) -> None:
     async def docs() -> FileResponse:
         return FileResponse(PAGE / "docs.html")
 
-    app.mount("/page", StaticFiles(directory=PAGE))
+    app.mount("/page", StaticFiles(directory=PAGE, check_dir=False))
 
 
 def _add_errors(app: FastAPI) -> None:
