@@ -160,10 +160,10 @@ def run_remote(remote: Remote) -> list[str]:
         with Progress("sample", remote.num_images, "images") as progress:
             for number, drawn in _ask(client, remote, model, seed, resolution):
                 if isinstance(drawn, EncodedPreview):
-                    progress.update(0, seed=seed + number, step=f"{drawn.step}/{drawn.num_steps}")
+                    progress.update(0, seed=drawn.seed, step=f"{drawn.step}/{drawn.num_steps}")
                     continue
                 picture = _opened(drawn.content, resolution, client.url)
-                file = f"{slug(remote.prompt)}-{seed + number}-{resolution}px.png"
+                file = f"{slug(remote.prompt)}-{drawn.seed}-{resolution}px.png"
                 paths[number] = storage.join(folder, file)
                 storage.write_atomically(paths[number], drawn.content)
                 if number < SHEET_PICTURES:

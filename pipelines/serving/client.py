@@ -64,7 +64,7 @@ class Client:
         url: str,
         key: str | None = None,
         *,
-        timeout_seconds: float = 300.0,
+        timeout_seconds: float = 120.0,
         patience_seconds: float = 300.0,
     ) -> None:
         self.url = base_url(url)

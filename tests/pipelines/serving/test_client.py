@@ -1,14 +1,18 @@
-"""The client against servers that behave as no good one does."""
+"""The client with the real interface, and with servers that behave as no good one does."""
 
 import contextlib
+import io
 import json
 import logging
 import socket
 import threading
+import time
 from base64 import b64encode
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from pipelines.errors import StageFailed, UserError
 from pipelines.serving import client as client_module
@@ -66,10 +70,14 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def scripted(monkeypatch):
-    """Starts servers that give these answers (status, headers, chunks of the body), one a request, and keep the requests."""
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "*")
+
+
+@pytest.fixture
+def scripted():
+    """Starts servers that give these answers (status, headers, chunks of the body), one a request, and keep the requests."""
     with contextlib.ExitStack() as stack:
 
         def start(*answers):
@@ -96,6 +104,107 @@ def pauses(monkeypatch):
 def draw(url, key=None, num_images=1, prompt="a cat", **options):
     with Client(url, key, **options) as client:
         return list(client.draw(prompt, seed=7, num_images=num_images))
+
+
+def pixels(content):
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+
+
+def test_the_model_is_told(server, small_pipeline) -> None:
+    with Client(server.url) as client:
+        model = client.model()
+        assert client.models() == [model]
+    assert model.name == "small"
+    assert model.weights_sha256 == small_pipeline.weights_sha256
+    assert model.resolutions == (8, 16, 32)
+    assert (model.num_steps, model.guidance, model.max_tokens) == (2, 2.0, 16)
+    assert (model.can_finish, model.max_images, model.max_steps) == (True, 10, 250)
+
+
+@pytest.mark.parametrize("resolution", [None, 8, 16])
+def test_a_picture_is_what_the_model_draws_here(server, small_pipeline, resolution) -> None:
+    settings = {"num_steps": 3, "guidance": 3.0, "resolution": resolution}
+    with Client(server.url) as client:
+        drawn = list(client.draw("a red apple", seed=7, num_images=3, **settings))
+    ours = small_pipeline(["a red apple"] * 3, seed=7, **settings).images[resolution or 32]
+    assert sorted(picture.image_index for picture in drawn) == [0, 1, 2]
+    for picture in drawn:
+        assert (picture.seed, picture.resolution) == (7 + picture.image_index, resolution or 32)
+        assert (picture.num_steps, picture.model) == (3, small_pipeline.weights_sha256)
+        assert np.array_equal(pixels(picture.content), np.asarray(ours[picture.image_index]))
+
+
+def test_previews_come_before_their_picture(server) -> None:
+    with Client(f"{server.url}/v1") as client:
+        drawn = list(client.draw("a cat", seed=1, num_images=2, num_steps=8, num_previews=3))
+    for index in (0, 1):
+        *previews, picture = [event for event in drawn if event.image_index == index]
+        assert isinstance(picture, EncodedPicture)
+        assert [(p.step, p.num_steps, p.resolution) for p in previews] == [
+            (2, 8, 8),
+            (4, 8, 16),
+            (6, 8, 32),
+        ]
+        assert [pixels(p.content).shape[0] for p in previews] == [8, 16, 32]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_steps": 0}, "answered 400: num_steps='?0"),
+        ({"num_steps": 251}, "answered 400: num_steps=251 must be at most 250"),
+        ({"num_images": 11}, "answered 400: n=11 must be at most 10"),
+        ({"resolution": 64}, "answered 400: size='64x64' must be auto or one of 8x8, 16x16, 32x32"),
+        ({"prompt": "apple " * 99}, "answered 400: prompt has 100 tokens"),
+        ({"seed": -1}, "answered 400: seed='?-1"),
+        ({"model": "other"}, "answered 404: model='other' is not here; there is 'small'"),
+    ],
+)
+def test_what_the_server_refuses_is_the_users_mistake(server, change, message) -> None:
+    with Client(server.url) as client, pytest.raises(UserError, match=message):
+        list(client.draw(**{"prompt": "a cat", "seed": 7} | change))
+
+
+def test_the_largest_body_is_told(serve_app) -> None:
+    with serve_app(max_body_bytes=1000) as server, pytest.raises(UserError, match="answered 413"):
+        draw(server.url, prompt="a" * 2000)
+
+
+def test_a_key_is_wanted_and_taken(serve_app, monkeypatch) -> None:
+    monkeypatch.setenv("LAYERED_API_KEYS", f"me: {KEY}")
+    with serve_app(require_key=True) as server:
+        assert len(draw(server.url, KEY)) == 1
+        for key, message in ((None, "is not set; give one"), ("x" * 20, "is set; give another")):
+            with Client(server.url, key) as client, pytest.raises(UserError, match=message):
+                client.models()
+
+
+def test_who_stops_reading_gives_the_rest_up(server) -> None:
+    with Client(server.url) as client:
+        drawn = client.draw("a cat", seed=7, num_images=4, num_steps=250, num_previews=16)
+        next(drawn)
+        drawn.close()
+        until = time.monotonic() + 10
+        while server.painter.load().active and time.monotonic() < until:
+            time.sleep(0.01)
+        load = server.painter.load()
+    assert (load.active, load.waiting) == (0, 0)
+
+
+def test_a_full_queue_is_waited_for(serve_app, monkeypatch) -> None:
+    with serve_app(max_pictures=1, max_queued=1) as server, Client(server.url) as client:
+        first = client.draw("a cat", seed=7, num_images=2, num_steps=250, num_previews=1)
+        next(first)
+        sleep, waited = time.sleep, []
+
+        def pause(seconds):
+            waited.append(seconds)
+            first.close()
+            sleep(0.05)
+
+        monkeypatch.setattr(client_module.time, "sleep", pause)
+        assert [picture.seed for picture in client.draw("a cat", seed=3)] == [3]
+    assert waited
 
 
 @pytest.mark.parametrize(
