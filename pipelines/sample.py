@@ -159,8 +159,10 @@ def run_remote(remote: Remote) -> list[str]:
         event(logger, "sample", seed=seed, server=client.url, model=model.name)
         with Progress("sample", remote.num_images, "images") as progress:
             for number, drawn in _ask(client, remote, model, seed, resolution):
+                taken = drawn.step if isinstance(drawn, EncodedPreview) else drawn.num_steps
+                told = {"seed": drawn.seed, "step": f"{taken}/{drawn.num_steps}"}
                 if isinstance(drawn, EncodedPreview):
-                    progress.update(0, seed=drawn.seed, step=f"{drawn.step}/{drawn.num_steps}")
+                    progress.update(0, **told)
                     continue
                 picture = _opened(drawn.content, resolution, client.url)
                 file = f"{slug(remote.prompt)}-{drawn.seed}-{resolution}px.png"
@@ -168,7 +170,7 @@ def run_remote(remote: Remote) -> list[str]:
                 storage.write_atomically(paths[number], drawn.content)
                 if number < SHEET_PICTURES:
                     shown[number] = picture
-                progress.update(1)
+                progress.update(1, **told)
     pictures = [shown[number] for number in sorted(shown)]
     sheet = _write_sheet(folder, remote.prompt, seed, {resolution: pictures}, pictures[0].text)
     ordered = [*(paths[number] for number in sorted(paths)), sheet]
