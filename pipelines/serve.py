@@ -69,6 +69,8 @@ def run(config: Config) -> None:
             serve.run(application(config), name=APPLICATION, route_prefix="/")
             event(logger, "serving", page=_url(settings), run=storage.absolute(config.run))
             _wait()
+        except KeyboardInterrupt:
+            event(logger, "stopped", by="interruption")
         except RuntimeError as error:
             raise StageFailed(f"serve: {error}") from error
         finally:
