@@ -103,6 +103,7 @@ def application(config: Config) -> serve.Application:
             "num_cpus": settings.cpus_per_replica,
             "num_gpus": 1 if settings.use_gpu else 0,
         },
+        logging_config={"enable_access_log": False},  # the ingress has one
         health_check_period_s=HEALTH_SECONDS,
         health_check_timeout_s=60.0,
         graceful_shutdown_timeout_s=settings.drain_seconds,

@@ -89,6 +89,11 @@ class Replica:
         async with asyncio.timeout(CHECK_SECONDS):
             await self._painter.check()
 
+    async def __del__(self) -> None:
+        """Looks for models no longer. Called by Ray, when nothing is left to draw."""
+        if self._reloading is not None:
+            self._reloading.cancel()
+
     async def facts(self) -> ModelFacts:
         """The model that paints now."""
         return await self._painter.facts()

@@ -104,13 +104,15 @@ def post(url, seed, **more):
     return 200, picture(answer.json()["data"][0])
 
 
-def stream(url, seed, **more):
-    """Types of the events, the last one's content, and whether the connection ended as it should."""
+def stream(url, seed, on_event=lambda: None, **more):
+    """Types of the events, and the last one's content."""
     body = order(seed, stream=True, partial_images=8, **more)
-    lines = []
+    told = []
     with httpx.stream("POST", url + GENERATIONS, json=body, timeout=120) as answer:
-        lines += [line for line in answer.iter_lines() if line.startswith("data: ")]
-    told = [json.loads(line.removeprefix("data: ")) for line in lines]
+        for line in answer.iter_lines():
+            if line.startswith("data: "):
+                told.append(json.loads(line.removeprefix("data: ")))
+                on_event()
     return [event["type"] for event in told], told[-1]
 
 
@@ -140,12 +142,14 @@ class Load:
         assert not any(thread.is_alive() for thread in self._threads)
 
 
-def replica_pids():
-    """Processes that run replicas of the model."""
-    from ray.util.state import list_actors
-
-    found = list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
-    return [actor.pid for actor in found if "replica" in actor.class_name.lower().split(":")[-1]]
+@pytest.fixture
+def replica_pids(descendants):
+    """Finds the processes that run replicas of the model."""
+    return lambda: [
+        pid
+        for pid, line in descendants(os.getpid()).items()
+        if "ServeReplica:layered:replica" in line
+    ]
 
 
 def test_pictures_come_from_all_replicas_and_are_the_models(deploy, url, pipeline):
@@ -185,20 +189,21 @@ def test_who_goes_frees_the_place_on_the_replica(deploy, url):
         time.sleep(0.2)
 
 
-def test_a_killed_replica_loses_no_picture_that_was_accepted(deploy, url, pipeline, kill):
+def test_a_killed_replica_loses_no_picture_that_was_accepted(
+    deploy, url, pipeline, kill, replica_pids
+):
     deploy()
     pids = replica_pids()
     assert len(pids) == REPLICAS
-    streams = []
-    with Load(url, 6) as load:
+    shown = threading.Semaphore(0)
+    with Load(url, 4) as load, concurrent.futures.ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(stream, url, 900 + i, shown.release, num_steps=250) for i in range(8)]
+        for _ in range(16):  # two previews each, or near to it
+            assert shown.acquire(timeout=60)
+        kill(pids[0])
+        streams = [future.result(timeout=120) for future in asked]
         time.sleep(2)
-        with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            asked = [pool.submit(stream, url, 900 + i, num_steps=200) for i in range(4)]
-            time.sleep(1.5)
-            kill(pids[0])
-            streams = [future.result(timeout=120) for future in asked]
-        time.sleep(3)
-    assert len(load.answers) > 12
+    assert len(load.answers) >= 8
     assert {status for _, status, _ in load.answers} == {200}, load.answers
     for seed, _, found in load.answers[::5]:
         expected = pipeline("a red apple", seed=seed, num_steps=30).images[32][0]
