@@ -1,0 +1,144 @@
+/** What was drawn in this browser, newest first; looking at one of them; deleting, and thinking better of it. */
+
+import { find, icon, lookAt, make } from "./dom.js";
+import { actionsOf, described, detailsOf, factsOf, imageOf, release } from "./pictures.js";
+import { MAX_KEPT, newestFirst, Store } from "./store.js";
+
+export class Gallery {
+  items = [];
+  #store = new Store();
+  #on;
+  #seen = null;
+
+  /** `on`: see `actionsOf`; `changed` is called when pictures have come or gone. */
+  constructor(on) {
+    this.#on = { ...on, remove: (item) => this.#remove([item]) };
+    this.viewer = find("viewer");
+    this.viewer.addEventListener("click", ({ target }) => target === this.viewer && this.viewer.close());
+    this.viewer.addEventListener("keydown", (event) => this.#turn(event));
+    find("clear").addEventListener("click", () => this.#remove(this.items));
+  }
+
+  /** What to do with pictures, for those who show them elsewhere. */
+  get on() {
+    return { ...this.#on, open: (item) => this.open(item) };
+  }
+
+  async load() {
+    this.items = await this.#store.open();
+    this.#render();
+  }
+
+  async add(item) {
+    this.items = [item, ...this.items];
+    const surplus = this.items.splice(MAX_KEPT);
+    surplus.forEach(release);
+    this.#render();
+    await this.#store.put(item);
+    await this.#store.remove(surplus);
+    this.#note();
+  }
+
+  /** Shows a picture alone. */
+  open(item) {
+    this.#seen = item;
+    const title = make("h2", { id: "viewer-title", tabindex: "-1" }, described(item.settings.prompt));
+    const index = this.items.indexOf(item);
+    const step = (name, label, other) =>
+      make(
+        "button",
+        { type: "button", class: "sign", "aria-label": label, title: label, disabled: !other, on: { click: () => this.open(other) } },
+        icon(name),
+      );
+    const close = make(
+      "button",
+      { type: "button", class: "sign", "aria-label": "Close", title: "Close", on: { click: () => this.viewer.close() } },
+      icon("close"),
+    );
+    const bar = make(
+      "div",
+      { class: "bar" },
+      step("previous", "Newer", this.items[index - 1]),
+      step("next", "Older", this.items[index + 1]),
+      close,
+    );
+    const text = make("div", { class: "about" }, title, detailsOf(item), actionsOf(item, this.#closing()));
+    this.viewer.replaceChildren(bar, make("div", { class: "picture" }, imageOf(item)), text);
+    if (!this.viewer.open) this.viewer.showModal();
+    title.focus({ preventScroll: true });
+    this.#on.changed();
+  }
+
+  /** Whatever is done with a picture is seen elsewhere. */
+  #closing() {
+    const closing = (act) => (item) => {
+      this.viewer.close();
+      act(item);
+    };
+    const { larger, vary, use, remove, canEnlarge } = this.#on;
+    return { canEnlarge, larger: closing(larger), vary: closing(vary), use: closing(use), remove: closing(remove) };
+  }
+
+  #turn({ key, target }) {
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[key];
+    const other = this.items[this.items.indexOf(this.#seen) + by];
+    if (by && other && target.tagName !== "INPUT") this.open(other);
+  }
+
+  async #remove(items) {
+    const place = this.items.indexOf(items[0]);
+    const hadFocus = find("gallery").contains(document.activeElement) || document.activeElement === document.body;
+    this.items = this.items.filter((item) => !items.includes(item));
+    this.#render();
+    this.#offerUndo(items);
+    if (hadFocus || !document.activeElement.isConnected) this.#focusNear(place);
+    await this.#store.remove(items);
+  }
+
+  #focusNear(place) {
+    const thumbs = [...find("pictures").querySelectorAll(".tile")];
+    lookAt(thumbs[Math.min(place, thumbs.length - 1)] ?? find("gallery-title"));
+  }
+
+  #offerUndo(items) {
+    const what = items.length === 1 ? "a picture" : `${items.length} pictures`;
+    const undo = make("button", { type: "button", on: { click: () => this.#restore(items) } }, "Undo");
+    const text = make("span", { role: "status" });
+    find("undo").replaceChildren(text, undo);
+    text.textContent = `Deleted ${what}.`;
+  }
+
+  async #restore(items) {
+    this.items = [...this.items, ...items].sort(newestFirst);
+    this.#render();
+    find("undo").replaceChildren();
+    lookAt(find("gallery-title"));
+    for (const item of items) await this.#store.put(item);
+  }
+
+  #render() {
+    find("pictures").replaceChildren(...this.items.map((item) => this.#card(item)));
+    find("clear").hidden = !this.items.length;
+    this.#note();
+    this.#on.changed();
+  }
+
+  #note() {
+    const there = this.items.length > 0 || find("undo").childElementCount > 0;
+    find("gallery").hidden = !there;
+    find("gallery-note").textContent = this.#store.keeps
+      ? "Kept in this browser."
+      : "This browser forgets them when you leave.";
+  }
+
+  #card(item) {
+    return make(
+      "li",
+      { class: "card" },
+      make("button", { type: "button", class: "tile", on: { click: () => this.open(item) } }, imageOf(item)),
+      make("p", { class: "prompt" }, item.settings.prompt || "No prompt"),
+      make("p", { class: "facts" }, factsOf(item)),
+      actionsOf(item, this.#on, true),
+    );
+  }
+}
