@@ -95,6 +95,8 @@ class ModelFacts:
     "Of the weights."
     resolutions: tuple[int, ...]
     "That can be drawn, low to high."
+    sampler: str
+    "Solver that all pictures are drawn with."
     num_steps: int
     "Used where an order does not say."
     guidance: float
@@ -105,6 +107,34 @@ class ModelFacts:
     "Whether a lower picture can be finished, which takes noise that all layers share."
     created: int
     "When the weights were written, in seconds since 1970."
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """How often values of some size came up."""
+
+    bounds: tuple[float, ...]
+    "Upper ends of the ranges, rising; one more range goes on from the last."
+    counts: tuple[int, ...]
+    "Values in each range, one more than there are bounds."
+    total: float
+    "Sum of all values."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """What one engine has to do, and has done since it began."""
+
+    replica: str
+    "Which one."
+    active: int
+    "Pictures on their way."
+    waiting: int
+    "Pictures that wait for a place."
+    rows: Distribution
+    "Rows of each pass of the network."
+    seconds: Distribution
+    "Of each pass."
 
 
 class BadOrder(ValueError):
@@ -147,6 +177,10 @@ class Painter(Protocol):
         Raises:
             Unavailable: nobody can paint now.
         """
+        ...
+
+    async def work(self) -> list[Work]:
+        """What each engine does now; none where nobody can paint."""
         ...
 
     def draw(self, order: Order) -> AsyncIterator[Event]:

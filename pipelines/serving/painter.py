@@ -21,6 +21,7 @@ from layered_model.rows import Prompt
 from layered_model.sampler import Drawing, Step, pictures_of
 from pipelines.sections import ServeConfig
 from pipelines.serving.engine import Engine, Job, Load
+from pipelines.serving.meters import PASS_ROWS, PASS_SECONDS, Tally
 from pipelines.serving.orders import (
     Accepted,
     BadOrder,
@@ -31,6 +32,7 @@ from pipelines.serving.orders import (
     Pixels,
     Preview,
     Unavailable,
+    Work,
 )
 
 
@@ -131,7 +133,7 @@ class EnginePainter:
         settings: See `ServeConfig`.
         name: What clients call the model.
         created: When its weights were written, in seconds since 1970.
-        on_pass: Told of each pass's rows and seconds, in the engine's thread.
+        replica: Names this painter among others of the model.
     """
 
     def __init__(
@@ -141,12 +143,13 @@ class EnginePainter:
         name: str,
         *,
         created: int = 0,
-        on_pass: Callable[[int, float], None] = lambda rows, seconds: None,
+        replica: str = "0",
     ) -> None:
         self.settings, self.name = settings, name
-        self._on_pass = on_pass
+        self._replica = replica
+        self._rows, self._seconds = Tally(PASS_ROWS), Tally(PASS_SECONDS)
         self._created = created
-        self._studio = Studio(pipeline, settings, on_pass)
+        self._studio = Studio(pipeline, settings, self._on_pass)
 
     async def facts(self) -> ModelFacts:
         """The model that paints now."""
@@ -155,6 +158,7 @@ class EnginePainter:
             name=self.name,
             weights_sha256=pipeline.weights_sha256,
             resolutions=pipeline.resolutions,
+            sampler=pipeline.config.sampling.sampler,
             num_steps=pipeline.config.sampling.num_steps,
             guidance=pipeline.config.sampling.guidance,
             max_tokens=pipeline.config.text.max_tokens,
@@ -165,6 +169,23 @@ class EnginePainter:
     def load(self) -> Load:
         """How much there is to do now."""
         return self._studio.engine.load
+
+    async def work(self) -> list[Work]:
+        """What the engine does and has done; also of models that were replaced."""
+        load = self.load()
+        return [
+            Work(
+                replica=self._replica,
+                active=load.active,
+                waiting=load.waiting,
+                rows=self._rows.distribution(),
+                seconds=self._seconds.distribution(),
+            )
+        ]
+
+    def _on_pass(self, rows: int, seconds: float) -> None:
+        self._rows.add(rows)
+        self._seconds.add(seconds)
 
     def draw(self, order: Order) -> AsyncIterator[Event]:
         """One order's events, see `orders`."""
