@@ -27,8 +27,12 @@ export class Form {
   constructor() {
     this.element = find("form");
     find("settings").open = matchMedia(WIDE).matches;
-    this.element.addEventListener("input", () => this.#refresh());
-    this.element.addEventListener("input", ({ target }) => unmark(target));
+    for (const event of ["input", "change"]) {
+      this.element.addEventListener(event, ({ target }) => {
+        unmark(target);
+        this.#refresh();
+      });
+    }
     find("fix-seed").addEventListener("click", () => this.#toggleSeed());
     find("start").addEventListener("change", () => this.#showStart());
     find("start-remove").addEventListener("click", () => this.#forgetStart());
@@ -208,14 +212,15 @@ function layerFields(side, index) {
   return make(
     "fieldset",
     { id: `layer-${side}`, class: "layer" },
-    make("legend", {}, `Layer of ${side} pixels`),
-    index > 0 &&
-      make(
-        "div",
-        {},
-        make("label", { for: prompt }, "Prompt of its own"),
-        make("input", { id: prompt, type: "text", autocomplete: "off", placeholder: "As above" }),
-      ),
+    make("legend", {}, `${side} pixels`),
+    index === 0
+      ? make("p", { class: "note" }, "What is in the picture, and where.")
+      : make(
+          "div",
+          {},
+          make("label", { for: prompt }, "Prompt"),
+          make("input", { id: prompt, type: "text", autocomplete: "off", placeholder: "The same" }),
+        ),
     make(
       "div",
       { class: "short" },

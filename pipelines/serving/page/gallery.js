@@ -10,7 +10,7 @@ export class Gallery {
   #on;
   #seen = null;
 
-  /** `on`: see `actionsOf`; `changed` is called when pictures have come or gone. */
+  /** `on`: see `actionsOf`; `changed` is called when pictures have come or gone, `shown` when there are new buttons. */
   constructor(on) {
     this.#on = { ...on, remove: (item) => this.#remove([item]) };
     this.viewer = find("viewer");
@@ -66,7 +66,7 @@ export class Gallery {
     this.viewer.replaceChildren(bar, make("div", { class: "picture" }, imageOf(item)), text);
     if (!this.viewer.open) this.viewer.showModal();
     title.focus({ preventScroll: true });
-    this.#on.changed();
+    this.#on.shown();
   }
 
   /** Whatever is done with a picture is seen elsewhere. */
@@ -75,8 +75,8 @@ export class Gallery {
       this.viewer.close();
       act(item);
     };
-    const { larger, vary, use, remove, canEnlarge } = this.#on;
-    return { canEnlarge, larger: closing(larger), vary: closing(vary), use: closing(use), remove: closing(remove) };
+    const { larger, vary, use, remove } = this.#on;
+    return { larger: closing(larger), vary: closing(vary), use: closing(use), remove: closing(remove) };
   }
 
   #turn({ key, target }) {
@@ -116,8 +116,15 @@ export class Gallery {
     for (const item of items) await this.#store.put(item);
   }
 
+  /** Leaves cards alone that stay, for one of them may have the focus. */
   #render() {
-    find("pictures").replaceChildren(...this.items.map((item) => this.#card(item)));
+    const list = find("pictures");
+    const before = new Map([...list.children].map((card) => [card.dataset.id, card]));
+    const cards = this.items.map((item) => before.get(item.id) ?? this.#card(item));
+    for (const card of before.values()) if (!cards.includes(card)) card.remove();
+    cards.forEach((card, index) => {
+      if (list.children[index] !== card) list.insertBefore(card, list.children[index] ?? null);
+    });
     find("clear").hidden = !this.items.length;
     this.#note();
     this.#on.changed();
@@ -134,10 +141,10 @@ export class Gallery {
   #card(item) {
     return make(
       "li",
-      { class: "card" },
+      { class: "card", "data-id": item.id },
       make("button", { type: "button", class: "tile", on: { click: () => this.open(item) } }, imageOf(item)),
       make("p", { class: "prompt" }, item.settings.prompt || "No prompt"),
-      make("p", { class: "facts" }, factsOf(item)),
+      factsOf(item),
       actionsOf(item, this.#on, true),
     );
   }

@@ -6,7 +6,7 @@ import { find, lookAt } from "./dom.js";
 import { Form } from "./form.js";
 import { Gallery } from "./gallery.js";
 import { Notice } from "./notice.js";
-import { drawing, enlargement, itemOf, larger, requestOf, variation } from "./orders.js";
+import { drawing, enlargement, itemOf, requestOf, variation } from "./orders.js";
 import { Stage } from "./stage.js";
 
 let model = null;
@@ -17,8 +17,8 @@ const gallery = new Gallery({
   larger: (item) => run(enlargement(item, model)),
   vary: (item) => run(variation(item)),
   use: useSettings,
-  canEnlarge: (item) => Boolean(model && larger(item, model)),
   changed: galleryChanged,
+  shown: refresh,
 });
 const stage = new Stage(gallery.on);
 const notices = {
@@ -35,10 +35,12 @@ form.element.addEventListener("submit", (event) => {
   event.preventDefault();
   submit();
 });
-form.element.addEventListener("input", () => {
-  clearTimeout(addressTimer);
-  addressTimer = setTimeout(() => writeAddress(form.settings), ADDRESS_MILLISECONDS);
-});
+for (const event of ["input", "change"]) {
+  form.element.addEventListener(event, () => {
+    clearTimeout(addressTimer);
+    addressTimer = setTimeout(() => writeAddress(form.settings), ADDRESS_MILLISECONDS);
+  });
+}
 find("prompt").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
@@ -177,11 +179,12 @@ function tell(error, notice, again) {
     return;
   }
   notice.show(error, again);
-  if (notice === notices.form) form.blame(error, notice.id);
+  if (notice === notices.form) form.blame(error, notice.textId);
   else lookAt(notice.element);
 }
 
 function clearProblems() {
+  if (notices.form.element.contains(document.activeElement)) find("draw").focus(); // before its button is gone
   notices.form.clear();
   notices.stage.clear();
   form.absolve();
@@ -194,7 +197,7 @@ function useSettings(item) {
 }
 
 function galleryChanged() {
-  if (!running) stage.restore(gallery.items);
+  if (!running) stage.forget(gallery.items);
   refresh();
 }
 
@@ -205,8 +208,9 @@ function refresh() {
   find("draw").setAttribute("aria-disabled", busy);
   find("stop").hidden = !busy;
   if (activeElement === find("stop") && !busy) find("draw").focus();
+  const highest = model?.resolutions.at(-1) ?? 0;
   for (const button of document.querySelectorAll("[data-draws]")) {
-    button.disabled = busy || "never" in button.dataset;
+    button.disabled = busy || !model || Number(button.dataset.side) >= highest;
   }
 }
 

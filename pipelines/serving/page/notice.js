@@ -2,21 +2,19 @@
 
 import { make } from "./dom.js";
 
-let count = 0;
-
 export class Notice {
   #timer = null;
 
-  constructor(place) {
-    this.id = `notice-${(count += 1)}`;
-    this.element = make("div", { class: "notice", tabindex: "-1", hidden: true });
-    place.append(this.element);
+  /** `element`: where it stands, hidden. */
+  constructor(element) {
+    this.element = element;
+    this.textId = `${element.id}-text`;
   }
 
   /** Shows a refusal; `again` tries once more. */
   show(refusal, again) {
     this.clear();
-    const text = make("p", { id: this.id, role: "alert" });
+    const text = make("p", { id: this.textId, role: "alert" });
     this.element.append(text);
     this.element.hidden = false;
     text.textContent = refusal.message; // after its role, so that it is read out

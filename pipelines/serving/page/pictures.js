@@ -32,15 +32,13 @@ export function imageOf(item) {
   return image;
 }
 
-/** In a line. */
+/** In a line, which may be broken between facts. */
 export function factsOf(item) {
   const { seed, num_steps, guidance } = item.settings;
-  return [
-    `${item.resolution} × ${item.resolution}`,
-    `seed ${seed}`,
-    `${num_steps} steps`,
-    `guidance ${guidance}`,
-  ].join(" · ");
+  const side = item.resolution;
+  const facts = [`${side} × ${side}`, `seed ${seed}`, `${num_steps} steps`, `guidance ${guidance}`];
+  const parts = facts.map((fact, index) => make("span", {}, index < facts.length - 1 ? `${fact} ·` : fact));
+  return make("p", { class: "facts" }, ...parts.flatMap((part) => [part, " "]));
 }
 
 /** All of it. */
@@ -61,14 +59,14 @@ export function detailsOf(item) {
     ["Seconds", item.seconds?.toFixed(1)],
     ["Model", item.weights?.slice(0, 12)],
   ].filter(([, value]) => value || value === 0);
-  return make("dl", {}, ...rows.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, `${value}`))));
+  return make("dl", {}, ...rows.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, `${value}`)]));
 }
 
 /**
  * What can be done with a picture.
  *
- * `on` has `larger`, `vary`, `use` and `remove`, each called with the item, and `canEnlarge`. With `small` the buttons show their
- * signs alone.
+ * `on` has `larger`, `vary`, `use` and `remove`, each called with the item. With `small` the buttons show their signs alone. Those
+ * that draw are marked as such, for there are times when nothing can be drawn.
  */
 export function actionsOf(item, on, small = false) {
   const of = small ? `: ${described(item.settings.prompt)}` : "";
@@ -78,13 +76,12 @@ export function actionsOf(item, on, small = false) {
       { type: "button", class: name, title: small ? label : null, on: { click: () => act(item) }, ...more },
       ...face(name, label, of),
     );
-  const highest = !on.canEnlarge(item);
-  const hint = highest ? "This is the largest size" : "The same picture at the next size";
+  const hint = "The same picture at the next size";
   return make(
     "div",
     { class: small ? "actions small" : "actions" },
-    button("larger", "Larger", on.larger, { "data-draws": true, "data-never": highest, title: hint }),
-    button("vary", "Vary", on.vary, { "data-draws": true }),
+    button("larger", "Larger", on.larger, { "data-draws": "", "data-side": item.resolution, title: hint }),
+    button("vary", "Vary", on.vary, { "data-draws": "" }),
     button("use", "Use settings", on.use),
     make(
       "a",

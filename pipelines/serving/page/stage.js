@@ -23,7 +23,7 @@ export class Stage {
     this.#shown = items;
     if (!items.length) {
       this.element.replaceChildren(
-        make("div", { class: "tiles one" }, make("div", { class: "tile empty" }, make("p", {}, "Your picture comes here, coarse at first."))),
+        make("div", { class: "tiles one" }, make("div", { class: "tile empty" }, make("img", { src: "page/icon.svg", alt: "" }), make("p", {}, "Your picture appears here, coarse first, then finer."))),
       );
       return;
     }
@@ -32,7 +32,7 @@ export class Stage {
       make("button", { type: "button", class: "tile", on: { click: () => this.#on.open(one) } }, imageOf(one)),
     );
     const about = items.length === 1 && [
-      make("p", { class: "facts" }, factsOf(item), item.seconds && ` · ${item.seconds.toFixed(1)} s`),
+      factsOf(item),
       actionsOf(item, this.#on),
     ];
     this.element.replaceChildren(make("div", { class: grid(items.length) }, ...tiles), ...(about || []));
@@ -43,9 +43,14 @@ export class Stage {
     this.show(this.#shown.filter((item) => kept.includes(item)));
   }
 
+  /** Shows no pictures any more that are gone. */
+  forget(kept) {
+    if (this.#shown.some((item) => !kept.includes(item))) this.restore(kept);
+  }
+
   /** Makes room for a job's pictures. */
   begin(job, model) {
-    const { n, prompt, size, num_steps } = job.settings;
+    const { n, prompt, size } = job.settings;
     this.#steps = Array(n).fill(0);
     this.#tiles = this.#steps.map(() => make("img", { alt: described(prompt), hidden: true }));
     if (job.from) {
@@ -67,7 +72,6 @@ export class Stage {
       this.#words,
       n === 1 && sides.length > 1 ? this.#strip() : "",
     );
-    this.element.dataset.steps = num_steps;
   }
 
   /** Says how many are before it. */
@@ -75,7 +79,7 @@ export class Stage {
     this.#words.textContent = ahead ? `In the queue, ${ahead} before it…` : "Waiting for a free place…";
   }
 
-  /** Shows a picture as it is so far; returns the side of its layer where that is new. */
+  /** Shows a picture as it is so far. */
   preview({ image_index, step, num_steps, resolution, b64_json, output_format }) {
     const source = `data:image/${output_format};base64,${b64_json}`;
     this.#put(image_index, source, resolution);
@@ -98,7 +102,7 @@ export class Stage {
       image.hidden = false;
     }
     this.#tiles[index].parentElement.classList.remove("waiting");
-    for (const [side, image] of this.#layers) image.parentElement.classList.toggle("now", side === resolution);
+    for (const [side, image] of this.#layers) image.closest("li")?.classList.toggle("now", side === resolution);
   }
 
   #done() {
@@ -113,4 +117,4 @@ export class Stage {
   }
 }
 
-const grid = (count) => `tiles ${count === 1 ? "one" : "many"}`;
+const grid = (count) => `tiles ${count === 1 ? "one" : count <= 4 ? "few" : "many"}`;
