@@ -62,6 +62,12 @@ STAGES = {
         description="Draws pictures of a prompt at every resolution, as PNG files and one sheet.",
         example='layered sample "a red apple" --run runs/demo --seed 7',
     ),
+    "serve": Stage(
+        summary="model -> a page, and an HTTP interface as OpenAI's",
+        description="Draws for others over HTTP on Ray Serve: a page for people, the OpenAI images API for programs, previews\n"
+        "while a picture is being drawn. Ends when it is interrupted. A model that is exported anew is picked up.",
+        example="layered serve --run runs/demo serve.port=8080",
+    ),
     "demo": Stage(
         summary="prepare, train, evaluate and sample the embedded pictures",
         description="Runs prepare, train, evaluate and sample as jobs of a local Ray. Interrupted, it goes on where it was.",

@@ -326,6 +326,8 @@ class ServeConfig:
     "Of a request."
     text_cache: int
     "Prompts whose embeddings a replica keeps."
+    reload_seconds: float | None
+    "Look so often whether another model lies in the run's directory, and draw with that from then on; null for never."
     require_key: bool
     "Draw only for who shows an API key."
     keys_file: str | None
@@ -362,6 +364,8 @@ class ServeConfig:
             "drain_seconds",
         )
         check_not_negative(self, "max_previews")
+        if self.reload_seconds is not None:
+            check_positive(self, "reload_seconds")
         check(bool(self.host), "host", self, "an address, for example 127.0.0.1")
         fewest = f"at least serve.min_replicas={self.min_replicas}"
         check(self.max_replicas >= self.min_replicas, "max_replicas", self, fewest)

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -42,15 +43,25 @@ Format = Literal["png", "jpeg", "webp"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
+def _whole(text: str) -> str:
+    if not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError("half of a surrogate pair is no character of Unicode")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
+"""JSON can hold halves of characters, of which tokenizers and files know nothing."""
+
+
 class Wanted(BaseModel):
     """What all routes that draw understand."""
 
     model_config = ConfigDict(extra="forbid")
 
-    prompt: str = Field(description="What to draw; empty for anything.")
-    model: str | None = Field(None, description="Name of the model; there is one.")
+    prompt: Text = Field(description="What to draw; empty for anything.")
+    model: Text | None = Field(None, description="Name of the model; there is one.")
     n: int = Field(1, ge=1, description="Pictures; picture i is drawn from `seed` + i.")
-    size: str = Field(
+    size: Text = Field(
         "auto",
         description="`WxH`, a square of one of the model's resolutions; `auto` is the highest.",
         examples=["auto", "256x256"],
@@ -73,8 +84,8 @@ class Wanted(BaseModel):
     guidance: Finite | list[Finite] | None = Field(
         None, description="How far to follow the prompt: one number, or one for each layer."
     )
-    negative_prompt: str = Field("", description="What to move away from.")
-    layer_prompts: dict[int, str] = Field(
+    negative_prompt: Text = Field("", description="What to move away from.")
+    layer_prompts: dict[int, Text] = Field(
         default_factory=dict,
         description="Prompts of their own for resolutions above the lowest.",
         examples=[{"512": "fine brush strokes"}],

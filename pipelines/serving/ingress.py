@@ -1,0 +1,137 @@
+"""The application on Ray Serve: one process that speaks HTTP, and replicas that paint.
+
+    serve run pipelines.serving.ingress:build run=runs/demo
+    serve deploy cluster/serve.yaml
+
+One process takes all requests: limits of a client and pictures that wait to be fetched are in its memory. It hands on what takes
+time, so it keeps up with some dozens of GPUs. Called by `pipelines.serve`, and by Ray Serve through `build`.
+"""
+
+import os
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp
+
+from layered_model.checkpoint import load_config as load_model_config
+from pipelines import storage
+from pipelines.config import Config, UserError, from_yaml
+from pipelines.schema import RunDir
+from pipelines.sections import ServeConfig
+from pipelines.serving.api import create_app
+from pipelines.serving.clients import load_keys
+from pipelines.serving.replicas import Replica, ReplicaPainter
+
+HEALTH_SECONDS = 10.0
+INGRESS_REQUESTS = 1000
+"""At once; more wait in Ray's proxy."""
+
+SLACK = 16
+"""Calls that a replica takes beside the pictures for which it has room: what is too much it refuses itself, at once."""
+
+
+@serve.ingress()
+class Ingress:
+    """The interface, with replicas behind it.
+
+    Args:
+        replicas: Of `Replica`.
+        settings: See `ServeConfig`.
+    """
+
+    def __init__(self, replicas: DeploymentHandle, settings: ServeConfig) -> None:
+        self._replicas, self._settings = replicas, settings
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """The app. Called by Ray Serve, in the ingress's process."""
+        painter = ReplicaPainter(self._replicas, self._settings)
+        return create_app(painter, self._settings, load_keys(self._settings))
+
+
+class Arguments(BaseModel):
+    """What `serve run` and a file of `serve deploy` may say of the application."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    run: str = Field(description="Directory of the run; local or s3://.")
+    overrides: list[str] = Field(
+        default_factory=list, description="Settings to override, such as serve.max_replicas=4."
+    )
+
+
+def build(arguments: Arguments) -> serve.Application:
+    """The application of a run, with the run's own configuration.
+
+    Raises:
+        UserError: there is no such run, no model in it, or a setting is wrong.
+    """
+    source = storage.join(arguments.run, "config.yaml")
+    try:
+        text = storage.read_bytes(storage.absolute(source)).decode()
+    except FileNotFoundError as error:
+        raise UserError(f"run={arguments.run!r}: no {source}; train first") from error
+    overrides: Sequence[str] = [f"run={arguments.run}", *arguments.overrides]
+    return application(from_yaml(text, source, overrides))
+
+
+def application(config: Config) -> serve.Application:
+    """The application of a configuration.
+
+    Raises:
+        UserError: the run has no model, or keys are required and missing.
+    """
+    settings = config.serve
+    model = require_model(config)
+    load_keys(settings)
+    room = settings.max_pictures + settings.max_queued + SLACK
+    replicas = serve.deployment(
+        Replica,
+        name="replica",
+        max_ongoing_requests=room,
+        max_queued_requests=room,
+        autoscaling_config={
+            "min_replicas": settings.min_replicas,
+            "max_replicas": settings.max_replicas,
+            "initial_replicas": settings.min_replicas,
+            "target_ongoing_requests": settings.max_pictures,
+            "upscale_delay_s": 10.0,
+            "downscale_delay_s": 300.0,
+        },
+        ray_actor_options={
+            "num_cpus": settings.cpus_per_replica,
+            "num_gpus": 1 if settings.use_gpu else 0,
+        },
+        health_check_period_s=HEALTH_SECONDS,
+        health_check_timeout_s=60.0,
+        graceful_shutdown_timeout_s=settings.drain_seconds,
+        graceful_shutdown_wait_loop_s=1.0,
+    )
+    ingress = serve.deployment(
+        Ingress,
+        name="ingress",
+        num_replicas=1,
+        max_ongoing_requests=INGRESS_REQUESTS,
+        ray_actor_options={"num_cpus": 1},
+        graceful_shutdown_timeout_s=settings.drain_seconds,
+        graceful_shutdown_wait_loop_s=1.0,
+    )
+    name = os.path.basename(storage.absolute(config.run))
+    return ingress.bind(replicas.bind(model, name, settings), settings)
+
+
+def require_model(config: Config) -> str:
+    """The directory of the run's model.
+
+    Raises:
+        UserError: there is none, or its configuration is damaged.
+    """
+    model = RunDir(storage.absolute(config.run)).model
+    try:
+        load_model_config(model)
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(
+            f"run={config.run!r}: {error}; `layered train` makes it, `layered export` from a checkpoint"
+        ) from error
+    return model
