@@ -2,6 +2,17 @@
 
 const KEY = "layered.key";
 
+/** What a person calls the fields that the server names. */
+const NAMES = {
+  prompt: "the prompt",
+  negative_prompt: "the negative prompt",
+  layer_prompts: "the prompt of the layer",
+  n: "pictures",
+  num_steps: "steps",
+  image: "the picture",
+  output_compression: "quality",
+};
+
 /** The key, for as long as this tab is open. */
 export const key = {
   get: () => sessionStorage.getItem(KEY),
@@ -11,9 +22,12 @@ export const key = {
 
 /** What cannot be done, in words for a person. */
 export class Refusal extends Error {
-  /** `param`: the field to blame. `retrySeconds`: after which it may be tried again; 0 for now, null for never as it is. */
+  /**
+   * `param`: the server's name of the field to blame. `retrySeconds`: after which it may be tried again; 0 is now, null is never
+   * as it is.
+   */
   constructor(message, { param = null, status = 0, retrySeconds = null } = {}) {
-    super(sentence(message));
+    super(sentence(message, param));
     Object.assign(this, { param, status, retrySeconds });
   }
 }
@@ -98,8 +112,11 @@ function parsed(block) {
   return { comment: comment?.slice(1).trim(), data: data.join("\n") };
 }
 
-/** Messages of the server begin with the name of a field, or small. */
-function sentence(text) {
-  const capital = text.charAt(0).toUpperCase() + text.slice(1);
+/** The server's messages begin with the name of a field, or small. */
+function sentence(text, param) {
+  const [, name, side] = param?.match(/^(\w+?)(?:\[(\d+)\])?$/) ?? [];
+  const told = NAMES[name] && text.startsWith(param) ? NAMES[name] + text.slice(param.length).replace("=", " ") : text;
+  const whole = side ? told.replace("layer", `layer of ${side} pixels`) : told;
+  const capital = whole.charAt(0).toUpperCase() + whole.slice(1);
   return /[.!?]$/.test(capital) ? capital : `${capital}.`;
 }

@@ -31,7 +31,8 @@ async function describe() {
   try {
     description = await (await fetch("openapi.json")).json();
   } catch {
-    new Notice(find("page-notice")).show(new Refusal("The description cannot be fetched", { retrySeconds: 0 }), () => location.reload());
+    const refusal = new Refusal("The description cannot be fetched", { retrySeconds: 0 });
+    new Notice(find("page-notice")).show(refusal, () => location.reload());
     return;
   }
   find("about").textContent = description.info.description ?? "";
@@ -73,6 +74,7 @@ function section(operation, resolve) {
   const [[type, body] = []] = Object.entries(requestBody?.content ?? {});
   const schema = resolve(body?.schema);
   const answer = resolve(operation.responses?.[200]?.content?.["application/json"]?.schema);
+  const inPath = parameters.map((one) => [one.name, resolve(one.schema), one.required]);
   const title = make("h2", {}, make("span", { class: "method" }, method.toUpperCase()), " ", make("code", {}, path));
   title.dataset.short = path;
   return make(
@@ -81,7 +83,7 @@ function section(operation, resolve) {
     title,
     prose(description ?? operation.summary),
     make("pre", { tabindex: "0" }, make("code", {}, example(operation, type, schema))),
-    parameters.length > 0 && fields("In the path", parameters.map((one) => [one.name, resolve(one.schema), one.required]), resolve),
+    inPath.length > 0 && fields("In the path", inPath, resolve),
     schema.properties && fields(type === "multipart/form-data" ? "Fields of the form" : "Fields", propertiesOf(schema), resolve),
     answer.properties && fields("Answer", propertiesOf(answer, []), resolve),
   );
@@ -115,7 +117,8 @@ function nested(schema, resolve) {
 
 function samples({ examples }) {
   if (!examples?.length) return "";
-  return make("p", {}, "For example ", ...examples.flatMap((one, index) => [index ? ", " : "", make("code", {}, JSON.stringify(one))]), ".");
+  const codes = examples.flatMap((one) => [", ", make("code", {}, JSON.stringify(one))]).slice(1);
+  return make("p", {}, "For example ", ...codes, ".");
 }
 
 function typeOf(schema, resolve) {
@@ -123,7 +126,7 @@ function typeOf(schema, resolve) {
   if (schema.const !== undefined) return JSON.stringify(schema.const);
   const options = schema.anyOf ?? schema.oneOf;
   if (options) return options.map(resolve).filter(({ type }) => type !== "null").map((one) => typeOf(one, resolve)).join(" or ");
-  if (schema.type === "array") return `list of ${typeOf(resolve(schema.items), resolve)}`;
+  if (schema.type === "array") return `list of ${typeOf(resolve(schema.items), resolve)}s`;
   if (schema.format === "binary") return "file";
   const names = { string: "text", integer: "whole number", number: "number", boolean: "true or false", object: "object" };
   return names[schema.type] ?? "anything";
@@ -131,7 +134,8 @@ function typeOf(schema, resolve) {
 
 function limitsOf(schema) {
   const bounds = [schema, ...(schema.anyOf ?? [])].reduce((all, one) => ({ ...one, ...all }), {});
-  const words = { minimum: "at least", exclusiveMinimum: "above", maximum: "at most", exclusiveMaximum: "below", maxLength: "characters at most" };
+  if (bounds.minimum !== undefined && bounds.maximum !== undefined) return `from ${bounds.minimum} to ${bounds.maximum}`;
+  const words = { minimum: "at least", exclusiveMinimum: "above", maximum: "at most", exclusiveMaximum: "below" };
   return Object.entries(words)
     .filter(([name]) => bounds[name] !== undefined)
     .map(([name, word]) => `${word} ${power(bounds[name])}`)
@@ -178,7 +182,10 @@ function statuses(operations) {
   for (const { responses = {} } of operations) {
     for (const [status, { description }] of Object.entries(responses)) if (status >= 400) all[status] ??= description;
   }
-  return Object.entries(all).flatMap(([status, text]) => [make("dt", {}, make("code", {}, status)), make("dd", {}, prose(text ?? ""))]);
+  return Object.entries(all).flatMap(([status, text]) => [
+    make("dt", {}, make("code", {}, status)),
+    make("dd", {}, prose(text ?? "")),
+  ]);
 }
 
 /** A text with code between backticks. */

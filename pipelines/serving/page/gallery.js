@@ -44,23 +44,19 @@ export class Gallery {
     this.#seen = item;
     const title = make("h2", { id: "viewer-title", tabindex: "-1" }, described(item.settings.prompt));
     const index = this.items.indexOf(item);
-    const step = (name, label, other) =>
+    const sign = (name, label, act) =>
       make(
         "button",
-        { type: "button", class: "sign", "aria-label": label, title: label, disabled: !other, on: { click: () => this.open(other) } },
+        { type: "button", class: "sign", "aria-label": label, title: label, disabled: !act, on: { click: act } },
         icon(name),
       );
-    const close = make(
-      "button",
-      { type: "button", class: "sign", "aria-label": "Close", title: "Close", on: { click: () => this.viewer.close() } },
-      icon("close"),
-    );
+    const turn = (other) => other && (() => this.open(other));
     const bar = make(
       "div",
       { class: "bar" },
-      step("previous", "Newer", this.items[index - 1]),
-      step("next", "Older", this.items[index + 1]),
-      close,
+      sign("previous", "Newer", turn(this.items[index - 1])),
+      sign("next", "Older", turn(this.items[index + 1])),
+      sign("close", "Close", () => this.viewer.close()),
     );
     const text = make("div", { class: "about" }, title, detailsOf(item), actionsOf(item, this.#closing()));
     this.viewer.replaceChildren(bar, make("div", { class: "picture" }, imageOf(item)), text);

@@ -147,6 +147,7 @@ async function run(job, notice = notices.stage) {
 /** Shows a job's events; its finished pictures go into `items`. */
 async function follow(job, items) {
   let layer = null;
+  form.lastSeed = job.settings.seed;
   for await (const event of draw(requestOf(job, model), running.signal)) {
     if (event.type === "accepted") {
       stage.accepted(event.ahead);
@@ -159,7 +160,6 @@ async function follow(job, items) {
       const item = itemOf(job, event);
       items[event.image_index] = item;
       stage.completed(event, item);
-      form.lastSeed = item.settings.seed;
       await gallery.add(item);
     }
   }

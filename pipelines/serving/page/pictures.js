@@ -65,8 +65,8 @@ export function detailsOf(item) {
 /**
  * What can be done with a picture.
  *
- * `on` has `larger`, `vary`, `use` and `remove`, each called with the item. With `small` the buttons show their signs alone. Those
- * that draw are marked as such, for there are times when nothing can be drawn.
+ * `on` has `larger`, `vary`, `use` and `remove`, each called with the item. With `small` the buttons show their signs alone.
+ * Those that draw are marked as such, for there are times when nothing can be drawn.
  */
 export function actionsOf(item, on, small = false) {
   const of = small ? `: ${described(item.settings.prompt)}` : "";

@@ -22,9 +22,10 @@ export class Stage {
   show(items) {
     this.#shown = items;
     if (!items.length) {
-      this.element.replaceChildren(
-        make("div", { class: "tiles one" }, make("div", { class: "tile empty" }, make("img", { src: "page/icon.svg", alt: "" }), make("p", {}, "Your picture appears here, coarse first, then finer."))),
-      );
+      const sign = make("img", { src: "page/icon.svg", alt: "" });
+      const words = make("p", {}, "Your picture appears here, coarse first, then finer.");
+      const tile = make("div", { class: "tile empty" }, sign, words);
+      this.element.replaceChildren(make("div", { class: grid(1) }, tile));
       return;
     }
     const [item] = items;

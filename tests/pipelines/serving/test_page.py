@@ -473,8 +473,8 @@ def test_a_phone_needs_no_scrolling_sideways(page, server):
 @pytest.mark.parametrize(
     ("selector", "value", "message"),
     [
-        ("#prompt", "cat " * 99, "Prompt has 100 tokens; the model reads at most 16."),
-        ("#layer-32-prompt", "cat " * 20, "Layer_prompts[32] has 21 tokens"),
+        ("#prompt", "cat " * 99, "The prompt has 100 tokens; the model reads at most 16."),
+        ("#layer-32-prompt", "cat " * 20, "The prompt of the layer of 32 pixels has 21 tokens"),
         ("#steps", 999, "Steps: a whole number from 1 to 250."),
         ("#steps", "", "Steps: a whole number from 1 to 250."),
         ("#count", 0, "Pictures: a whole number from 1 to 10."),
