@@ -13,6 +13,7 @@ import json
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipelines.commands import BENCHES, CONFIGURED, FOLDER_OPTIONS, stage_parser, top_parser
@@ -62,6 +63,8 @@ def _run(name: str, options: argparse.Namespace) -> int:
     of_folders = {key: value for key, value in vars(options).items() if key in FOLDER_OPTIONS}
     if name == "evaluate" and of_folders:
         return _folders(options, of_folders)
+    if name == "sample" and (options.server is not None or options.size is not None):
+        return _remote(options)
     from pipelines.config import to_yaml
 
     config = _load(name, options)
@@ -136,8 +139,7 @@ def _folders(options: argparse.Namespace, given: dict[str, Any]) -> int:
             f"--{_dashed(next(iter(given)))} is of a folder of pictures, which --generated and --reference name "
             "together; of a run say evaluate.KEY=VALUE"
         )
-    others = [*options.overrides]
-    others += [f"--{_dashed(key)}" for key in CONFIGURED if getattr(options, key)]
+    others = _configured(options)
     if others:
         raise UserError(
             f"--generated scores a folder of pictures, without a configuration: leave out {', '.join(others)}"
@@ -146,6 +148,36 @@ def _folders(options: argparse.Namespace, given: dict[str, Any]) -> int:
     folders = importlib.import_module("pipelines.folders")
     folders.run(folders.Settings(**given))
     return 0
+
+
+def _remote(options: argparse.Namespace) -> int:
+    from pipelines.errors import UserError
+    from pipelines.session import setup_logging
+
+    if options.server is None:
+        raise UserError(
+            "--size is of pictures that a server draws, which --server URL names; a run's are drawn at every resolution"
+        )
+    others = [option for option in _configured(options) if option != "--dry-run"]
+    if others:
+        raise UserError(
+            f"--server draws with the server's model, without a configuration: leave out {', '.join(others)} "
+            "(--num-steps, --guidance and --size say what to draw)"
+        )
+    setup_logging()
+    sample = importlib.import_module("pipelines.sample")
+    remote = sample.Remote(**{f.name: getattr(options, f.name) for f in fields(sample.Remote)})
+    if options.dry_run:
+        print(*sample.check_remote(remote), sep="\n")
+    else:
+        sample.run_remote(remote)
+    return 0
+
+
+def _configured(options: argparse.Namespace) -> list[str]:
+    """What was given that only a configuration understands."""
+    given = [f"--{_dashed(key)}" for key in CONFIGURED if getattr(options, key)]
+    return [*options.overrides, *given]
 
 
 def _dashed(name: str) -> str:

@@ -59,8 +59,11 @@ STAGES = {
     ),
     "sample": Stage(
         summary="model and a prompt -> pictures",
-        description="Draws pictures of a prompt at every resolution, as PNG files and one sheet.",
-        example='layered sample "a red apple" --run runs/demo --seed 7',
+        description="Draws pictures of a prompt at every resolution, as PNG files and one sheet. With --server a server of\n"
+        "`layered serve` draws them, at one resolution, and neither run nor preset is needed; an API key is read from the\n"
+        "environment's LAYERED_API_KEY.",
+        example='layered sample "a red apple" --run runs/demo --seed 7\n'
+        '  layered sample "a red apple" --server http://127.0.0.1:8000 --size 32',
     ),
     "serve": Stage(
         summary="model -> a page, and an HTTP interface as OpenAI's",
@@ -198,7 +201,15 @@ def _add_sample_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-steps", type=int, metavar="N", help="as sample.num_steps=N")
     parser.add_argument("--guidance", type=float, metavar="W", help="as sample.guidance=W")
     parser.add_argument("--num-images", type=int, default=4, metavar="N", help="how many (4)")
-    parser.add_argument("--output", metavar="DIR", help="where to write (the run's samples/)")
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        help="where to write (the run's samples/; with --server samples/)",
+    )
+    parser.add_argument("--server", metavar="URL", help="let this server draw")
+    parser.add_argument(
+        "--size", help="pixels of a side, with --server (its highest resolution)", **_NUMBER
+    )
 
 
 def _add_folder_arguments(parser: argparse.ArgumentParser) -> None:

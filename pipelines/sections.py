@@ -369,6 +369,9 @@ class ServeConfig:
         check(bool(self.host), "host", self, "an address, for example 127.0.0.1")
         fewest = f"at least serve.min_replicas={self.min_replicas}"
         check(self.max_replicas >= self.min_replicas, "max_replicas", self, fewest)
+        room = self.max_pictures + self.max_queued
+        most = f"at most serve.max_pictures + serve.max_queued={room}: all are accepted or none"
+        check(self.max_images <= room, "max_images", self, most)
         check(self.max_rows % 2 == 0, "max_rows", self, "even: guidance takes pairs")
         for origin in self.cors_origins:
             sound = origin == "*" or re.fullmatch(r"https?://[^/\s]+", origin) is not None

@@ -170,7 +170,7 @@ def first_mistake(kind: type[Wanted], error: ValidationError) -> tuple[str, str 
         told = "is missing" if first["type"] == "missing" else f"is unknown; known are {known}"
         return f"{param} {told}", param
     value = first["input"]
-    shown = f"{param}={str(value)[:40]!r}" if isinstance(value, str | int | float) else param
+    shown = f"{param}={repr(value)[:40]}" if isinstance(value, str | int | float) else param
     told = str(first["msg"]).removeprefix("Value error, ")
     return f"{shown}: {told[0].lower()}{told[1:]}", param
 

@@ -83,6 +83,25 @@ def test_without_preset_the_configuration_of_the_run_is_used(stage, tmp_path) ->
         (["train", "--run", "nowhere"], "run='nowhere': no nowhere/config.yaml"),
         (["train", "--preset", "nope"], "preset='nope' must be one of demo,"),
         (["train", "--preset", "demo", "seed=x"], "seed: Value 'x'"),
+        (
+            ["sample", "x", "--run", "x", "--size", "32"],
+            "--size is of pictures that a server draws",
+        ),
+        (
+            [
+                "sample",
+                "x",
+                "sample.num_steps=2",
+                "--server",
+                "http://x",
+                "--run",
+                "y",
+                "--dry-run",
+            ],
+            "--server draws with the server's model, without a configuration: leave out "
+            "sample.num_steps=2, --run (--num-steps,",
+        ),
+        (["sample", "x", "--server", ""], "server='' must be a URL such as http://"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(capsys, arguments, message) -> None:
@@ -102,6 +121,14 @@ def test_a_mistake_found_inside_a_ray_task_is_told_without_its_traceback(stage, 
     stage.run = fail
     assert cli.main(["train", "--preset", "demo"]) == 2
     assert capsys.readouterr().err == "error: data.train_images='x': no such folder\n"
+
+
+@pytest.mark.parametrize(
+    "option", ["--preset=demo", "--run=x", "--dataset=x", "--config=x", "--print-config"]
+)
+def test_a_server_draws_without_a_configuration(capsys, option) -> None:
+    assert cli.main(["sample", "a cat", "--server", "http://x", option]) == 2
+    assert f"leave out {option.partition('=')[0]} (" in capsys.readouterr().err
 
 
 def test_ctrl_c_is_quiet_and_exits_130(stage, capsys) -> None:

@@ -146,7 +146,7 @@ def test_a_full_queue_refuses(paint):
         tasks = [asyncio.create_task(events_of(painter, num_steps=50, seed=i)) for i in range(8)]
         return await asyncio.gather(*tasks, return_exceptions=True)
 
-    results = paint(work, max_pictures=2, max_queued=2)
+    results = paint(work, max_images=4, max_pictures=2, max_queued=2)
     refused = [result for result in results if isinstance(result, Busy)]
     assert refused
     assert len(results) - len(refused) >= 4
@@ -200,7 +200,7 @@ def test_the_check_draws_even_where_everything_is_taken(paint):
         for stream in streams:
             await stream.aclose()
 
-    paint(work, max_pictures=1, max_queued=1)
+    paint(work, max_images=2, max_pictures=1, max_queued=1)
 
 
 def test_the_check_fails_with_the_engine(pipeline, settings, monkeypatch):
