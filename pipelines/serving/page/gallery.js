@@ -75,10 +75,10 @@ export class Gallery {
     return { larger: closing(larger), vary: closing(vary), use: closing(use), remove: closing(remove) };
   }
 
-  #turn({ key, target }) {
+  #turn({ key }) {
     const by = { ArrowLeft: -1, ArrowRight: 1 }[key];
     const other = this.items[this.items.indexOf(this.#seen) + by];
-    if (by && other && target.tagName !== "INPUT") this.open(other);
+    if (by && other) this.open(other);
   }
 
   async #remove(items) {

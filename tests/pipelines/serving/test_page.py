@@ -587,9 +587,9 @@ def test_the_interface_is_described(page, server):
     text = page.find("main").text
     assert f"curl {server.url}/v1/images/upscales" in text
     assert "-F image=@picture.png" in text
-    assert re.search(r"num_steps whole number, at least 1", text)
-    assert re.search(r"prompt text, required", text)
-    assert re.search(r"seed whole number, at least 0, below 2\^63", text)
+    assert re.search(r"num_steps\s+whole number, at least 1", text)
+    assert re.search(r"prompt\s+text, required", text)
+    assert re.search(r"seed\s+whole number, at least 0, below 2\^63", text)
     assert "8x8, 16x16, 32x32" in text
     assert page.violations() == []
     page.size(*SMALL)
