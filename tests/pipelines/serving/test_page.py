@@ -150,7 +150,10 @@ class Page:
             self.scheme(scheme)
             axe.inject()
             for one in axe.run()["violations"]:
-                found += [f"{scheme} {one['id']}: {node['target']} {node['html'][:120]}" for node in one["nodes"]]
+                found += [
+                    f"{scheme} {one['id']}: {node['target']} {node['html'][:120]}"
+                    for node in one["nodes"]
+                ]
         return found
 
     def hosts(self) -> set[str]:
