@@ -350,7 +350,7 @@ def _add_page(app: FastAPI) -> None:
     async def docs() -> FileResponse:
         return FileResponse(PAGE / "docs.html")
 
-    app.mount("/page", StaticFiles(directory=PAGE, check_dir=False))
+    app.mount("/page", StaticFiles(directory=PAGE))
 
 
 def _add_errors(app: FastAPI) -> None:
