@@ -32,6 +32,9 @@ slow: $(VENV)/.dev  ## the long tests: whole stages interrupted and taken up aga
 	@$(SIDE_BY_SIDE) -m "slow and not alone and not gpu and not browser"
 	$(BIN)/python -m pytest -m alone
 
+browser: $(VENV)/.dev  ## the page of `layered serve` in a browser; needs chromium and chromedriver
+	@$(BIN)/python -m pytest -m browser
+
 soak: $(VENV)/.dev  ## the longest: nodes lost and found, a store away for a minute, photographs learnt by heart
 	$(BIN)/python -m pytest -m soak --durations 10
 
@@ -101,4 +104,4 @@ $(ORACLES)/.done: tests/oracles/requirements.txt $(VENV)/.demo
 # Without this page pip takes the build from its usual index, which works as well and is larger.
 answers := $(PYTHON) -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)' 2>/dev/null
 
-.PHONY: help demo test slow soak check format bench oracles clean
+.PHONY: help demo test slow browser soak check format bench oracles clean

@@ -30,6 +30,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from pipelines.sections import ServeConfig
 from pipelines.serving.batch import Batch, Gone
 from pipelines.serving.clients import Keys
+from pipelines.serving.description import DESCRIPTION, OTHERS, PICTURES, REFUSALS
 from pipelines.serving.guard import Guard, Refused, error_body, retry_after
 from pipelines.serving.meters import MEDIA_TYPE, Meters
 from pipelines.serving.orders import (
@@ -47,8 +48,6 @@ from pipelines.serving.shelf import Shelf
 from pipelines.serving.wire import (
     MEDIA_TYPES,
     EditWanted,
-    ErrorAnswer,
-    ImagesAnswer,
     Wanted,
     common_answer,
     event_answer,
@@ -67,33 +66,6 @@ IDLE_SECONDS = 10.0
 
 CLIENT_GONE = 499
 """For the log; nobody reads the answer."""
-
-DESCRIPTION = (
-    "Draws pictures of a prompt with a layered diffusion model. The first routes are those of OpenAI's images API, whose "
-    "clients work unchanged: set their base URL to this server's with /v1."
-)
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    status: {"description": text, "model": ErrorAnswer}
-    for status, text in {
-        400: "Something in the request is wrong: `error.param` names it.",
-        401: "An API key is needed.",
-        404: "There is no such thing.",
-        408: "The body was too slow.",
-        413: "The body is too large.",
-        429: "Too much is asked for: come again after `Retry-After` seconds.",
-        503: "Nobody can draw now: come again after `Retry-After` seconds.",
-        504: "The picture was not done before its deadline.",
-    }.items()
-}
-PICTURES = {
-    200: {
-        "description": "Pictures; events with `stream`: previews (`...partial_image`), pictures (`...completed`), or an "
-        "`error`, which is the last.",
-        "model": ImagesAnswer,
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
-    },
-    **REFUSALS,
-}
 
 
 def create_app(painter: Painter, settings: ServeConfig, keys: Keys) -> FastAPI:
@@ -146,11 +118,15 @@ class Desk:
             )(answer)
         app.get(
             "/v1/images/files/{name}",
-            responses=REFUSALS | {200: {"content": {kind: {} for kind in MEDIA_TYPES.values()}}},
+            responses={
+                200: {"content": {kind: {} for kind in MEDIA_TYPES.values()}},
+                404: REFUSALS[404],
+                **OTHERS,
+            },
             response_class=Response,
         )(self.file)
-        app.get("/v1/models", responses=REFUSALS)(self.models)
-        app.get("/v1/models/{name}", responses=REFUSALS)(self.model)
+        app.get("/v1/models", responses=REFUSALS | OTHERS)(self.models)
+        app.get("/v1/models/{name}", responses=REFUSALS | OTHERS)(self.model)
 
     async def generate(self, request: Request) -> Response:
         """Draws pictures of a prompt."""
@@ -329,7 +305,7 @@ def _add_operations(app: FastAPI, painter: Painter, meters: Meters) -> None:
         """Whether this process answers."""
         return {"status": "ok"}
 
-    @app.get("/readyz", responses={503: {}})
+    @app.get("/readyz", responses={503: REFUSALS[503]})
     async def readyz() -> dict[str, str]:
         """Whether pictures can be drawn."""
         await painter.facts()

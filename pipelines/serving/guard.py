@@ -174,8 +174,9 @@ class _Answer:
             headers["x-request-id"] = self.id
             for name, value in HEADERS.items():
                 headers.setdefault(name, value)
-            if self._scope["path"].startswith("/v1/"):
-                headers.setdefault("cache-control", "no-store")
+            # Pages are asked for anew each time, by their hashes: files of two versions would not fit together.
+            stored = "no-store" if self._scope["path"].startswith("/v1/") else "no-cache"
+            headers.setdefault("cache-control", stored)
         await self._send(message)
 
     async def refuse(self, refused: Refused) -> None:

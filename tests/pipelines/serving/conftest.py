@@ -44,6 +44,7 @@ def serve_app(small_pipeline) -> Callable[..., AbstractContextManager[Server]]:
         app = create_app(painter, settings, load_keys(settings))
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
+            listener.listen(128)  # who comes before the server is up waits
             config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)
             server = uvicorn.Server(config)
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
