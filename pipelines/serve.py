@@ -64,7 +64,11 @@ def run(config: Config) -> None:
 
         from pipelines.serving.ingress import application
 
-        serve.start(http_options={"host": settings.host, "port": settings.port})
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        serve.start(
+            http_options={"host": settings.host, "port": settings.port},
+            logging_config={"log_level": "WARNING"},  # of what stands between: it tells of every step
+        )
         try:
             serve.run(application(config), name=APPLICATION, route_prefix="/")
             event(logger, "serving", page=_url(settings), run=storage.absolute(config.run))
