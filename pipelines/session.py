@@ -174,15 +174,18 @@ def _temporary_directory() -> Iterator[str]:
     folder = tempfile.mkdtemp(
         prefix="ray-", dir=parent if len(parent) <= MAX_TEMPORARY_CHARACTERS else "/tmp"
     )
+    failed = False
     try:
         yield folder
     except UserError:
-        shutil.rmtree(folder, ignore_errors=True)
         raise
     except Exception:
+        failed = True
         event(logger, "failed", ray_logs=f"{folder}/session_latest/logs")
         raise
-    shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        if not failed:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def resources() -> list[Mapping[str, float]]:
