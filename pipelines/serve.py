@@ -44,13 +44,7 @@ def run(config: Config) -> None:
     """
     event(logger, "serve", what=check(config)[0])
     settings = config.serve
-    if not (settings.require_key or _is_loopback(settings.host)):
-        warning(
-            logger,
-            "open_to_all",
-            host=settings.host,
-            advice="anybody who reaches this address can draw; set serve.require_key=true",
-        )
+    warn_if_open(settings)
     needs = Needs(
         stage="serve",
         workers=settings.min_replicas,
@@ -67,7 +61,9 @@ def run(config: Config) -> None:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(
             http_options={"host": settings.host, "port": settings.port},
-            logging_config={"log_level": "WARNING"},  # of what stands between: it tells of every step
+            logging_config={
+                "log_level": "WARNING"
+            },  # of what stands between: it tells of every step
         )
         try:
             serve.run(application(config), name=APPLICATION, route_prefix="/")
@@ -79,6 +75,17 @@ def run(config: Config) -> None:
             raise StageFailed(f"serve: {error}") from error
         finally:
             serve.delete(APPLICATION)
+
+
+def warn_if_open(settings: ServeConfig) -> None:
+    """Says so where other machines can draw without a key."""
+    if not (settings.require_key or _is_loopback(settings.host)):
+        warning(
+            logger,
+            "open_to_all",
+            host=settings.host,
+            advice="anybody who reaches this address can draw; set serve.require_key=true",
+        )
 
 
 def _wait() -> None:

@@ -90,6 +90,11 @@ class Wanted(BaseModel):
         description="Prompts of their own for resolutions above the lowest.",
         examples=[{"512": "fine brush strokes"}],
     )
+    deadline_seconds: Finite | None = Field(
+        None,
+        gt=0,
+        description="Give up what is not done by then; the server has a limit of its own.",
+    )
     quality: Literal["auto", "standard"] = Field("auto", description="Has no effect.")
     background: Literal["auto", "opaque"] = Field("auto", description="Always opaque.")
     moderation: Literal["auto", "low"] = Field("auto", description="Has no effect.")
@@ -217,6 +222,7 @@ def orders_of(
             negative_prompt=wanted.negative_prompt,
             layer_prompts=wanted.layer_prompts,
             num_previews=wanted.partial_images if wanted.stream else 0,
+            deadline_seconds=wanted.deadline_seconds,
             **options,
         )
         for i in range(wanted.n)

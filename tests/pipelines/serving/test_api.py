@@ -435,6 +435,15 @@ def test_who_goes_frees_the_place(serve_app, stream):
         wait_until(lambda: server.painter.load() == Load(0, 0))
 
 
+def test_a_request_may_have_a_deadline_of_its_own(server):
+    answer = post(server, num_steps=250, deadline_seconds=0.05)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline")
+    told = events(post(server, num_steps=250, deadline_seconds=0.3, stream=True, partial_images=9))
+    assert told[-1]["type"] == "error"
+    assert told[-1]["error"]["code"] == "deadline"
+    assert post(server, deadline_seconds=0).json()["error"]["param"] == "deadline_seconds"
+
+
 def test_requests_of_one_client_at_once_are_limited(serve_app):
     with serve_app(max_concurrent=1) as server:
         slow = threading.Thread(target=lambda: post(server, num_steps=100))
