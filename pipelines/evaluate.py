@@ -77,6 +77,19 @@ def run(config: Config) -> dict[str, Any]:
     return result
 
 
+def needs(config: Config) -> Needs:
+    """What a cluster must be able to give, before evaluation begins: one sampler, and one extractor beside it."""
+    options = config.evaluate
+    return Needs(
+        stage="evaluate",
+        workers=1,
+        cpus_per_worker=options.cpus_per_sampler,
+        gpus_per_worker=float(config.train.use_gpu),
+        cpus_for_tasks=options.cpus_per_extractor + 1,
+        paths=(config.dataset, config.run, *filter(None, [options.references])),
+    )
+
+
 def _finished(plan: Plan) -> dict[str, Any] | None:
     """The result of an earlier run with the same settings."""
     layout = plan.layout
@@ -87,17 +100,9 @@ def _finished(plan: Plan) -> dict[str, Any] | None:
 
 
 def _evaluate(config: Config, plan: Plan) -> dict[str, Any]:
-    options, gpus = config.evaluate, int(config.train.use_gpu)
+    gpus = int(config.train.use_gpu)
     missing = {number: series.missing(plan.specs) for number, series in enumerate(plan.work.series)}
-    needs = Needs(
-        stage="evaluate",
-        workers=1,
-        cpus_per_worker=options.cpus_per_sampler,
-        gpus_per_worker=gpus,
-        cpus_for_tasks=options.cpus_per_extractor + 1,
-        paths=(config.dataset, config.run, *filter(None, [options.references])),
-    )
-    with connect(config, needs):
+    with connect(config, needs(config)):
         try:
             _extract(plan, missing, gpus)
             found = outcome.scored(plan)

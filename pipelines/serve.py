@@ -35,6 +35,19 @@ def check(config: Config) -> list[str]:
     return [f"serve {model} at {_url(settings)} to {who}, with {replicas}"]
 
 
+def needs(config: Config) -> Needs:
+    """What a cluster must be able to give, before serving begins."""
+    settings = config.serve
+    return Needs(
+        stage="serve",
+        workers=settings.min_replicas,
+        cpus_per_worker=settings.cpus_per_replica,
+        gpus_per_worker=1.0 if settings.use_gpu else 0.0,
+        cpus_for_tasks=1.0,
+        paths=(config.run,),
+    )
+
+
 def run(config: Config) -> None:
     """Serves the run's model.
 
@@ -45,15 +58,7 @@ def run(config: Config) -> None:
     event(logger, "serve", what=check(config)[0])
     settings = config.serve
     warn_if_open(settings)
-    needs = Needs(
-        stage="serve",
-        workers=settings.min_replicas,
-        cpus_per_worker=settings.cpus_per_replica,
-        gpus_per_worker=1.0 if settings.use_gpu else 0.0,
-        cpus_for_tasks=1.0,
-        paths=(config.run,),
-    )
-    with connect(config, needs):
+    with connect(config, needs(config)):
         from ray import serve
 
         from pipelines.serving.ingress import application

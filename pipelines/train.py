@@ -96,6 +96,19 @@ def check(config: Config) -> list[str]:
     ]
 
 
+def needs(config: Config) -> Needs:
+    """What a cluster must be able to give, before training begins."""
+    train = config.train
+    return Needs(
+        stage="train",
+        workers=train.min_workers or train.num_workers,
+        cpus_per_worker=train.cpus_per_worker,
+        gpus_per_worker=float(train.use_gpu),
+        cpus_for_tasks=0.0,
+        paths=tuple(filter(None, (config.run, config.dataset, train.grow_from))),
+    )
+
+
 def run(config: Config) -> str:
     """Trains, or goes on training.
 
@@ -113,16 +126,8 @@ def run(config: Config) -> str:
         return layout.model
     storage.require_writable(layout.path, "run")
     storage.write_atomically(layout.config, to_yaml(config).encode())
-    needs = Needs(
-        stage="train",
-        workers=config.train.min_workers or config.train.num_workers,
-        cpus_per_worker=config.train.cpus_per_worker,
-        gpus_per_worker=float(config.train.use_gpu),
-        cpus_for_tasks=0.0,
-        paths=tuple(filter(None, (config.run, config.dataset, config.train.grow_from))),
-    )
     # With the dashboard, because Ray Train watches its own controller through it.
-    with connect(config, needs, dashboard=True), _followed(config, layout):
+    with connect(config, needs(config), dashboard=True), _followed(config, layout):
         _fit(config, layout)
     event(logger, "trained", model=layout.model, images=config.train.num_images)
     event(logger, "step", split=step_split(layout))

@@ -1,0 +1,138 @@
+"""Files of `ray up`: valid to Ray itself, of the Ray that is pinned, with tokens, and able to hold what the presets ask for."""
+
+import copy
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+CLUSTER = Path(__file__).parents[2] / "cluster"
+FILES = ["aws.yaml", "gcp.yaml"]
+VERSION = re.compile(r"rayproject/ray:([0-9.]+)-py311")
+
+
+@pytest.fixture(params=FILES)
+def launcher(request):
+    return yaml.safe_load((CLUSTER / request.param).read_text())
+
+
+def problems(launcher: dict, ray_version: str) -> list[str]:
+    """What is wrong beyond Ray's own schema."""
+    found = []
+    docker = launcher["docker"]
+    for name, image in [
+        *((f"docker.{kind}_image", docker[f"{kind}_image"]) for kind in ("head", "worker")),
+        *(
+            (f"available_node_types.{name}.docker.worker_image", node["docker"]["worker_image"])
+            for name, node in launcher["available_node_types"].items()
+            if "docker" in node
+        ),
+    ]:
+        if VERSION.findall(image) != [ray_version]:
+            found.append(f"{name}={image}: not of Ray {ray_version}")
+    for key in ("head_start_ray_commands", "worker_start_ray_commands"):
+        for command in launcher[key]:
+            if "ray start" in command and not command.startswith("RAY_AUTH_MODE=token ray start"):
+                found.append(f"{key}: starts without RAY_AUTH_MODE=token")
+    if "--dashboard-host=127.0.0.1" not in launcher["head_start_ray_commands"][-1]:
+        found.append("head_start_ray_commands: the dashboard listens to more than the head")
+    if "--env RAY_AUTH_MODE=token" not in docker["run_options"]:
+        found.append("docker.run_options: no --env RAY_AUTH_MODE=token")
+    if launcher["file_mounts"].get("/home/ray/.ray/auth_token") != "~/.ray/auth_token":
+        found.append("file_mounts: the token does not go to /home/ray/.ray/auth_token")
+    if re.search(r"AKIA|SECRET|private_key\b|PASSWORD", str(launcher)):
+        found.append("a credential is written out")
+    return found
+
+
+def test_ray_accepts_it(launcher, monkeypatch):
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    prepared = prepare_config(copy.deepcopy(launcher))
+    validate_config(prepared)
+    # In its own words, not by Ray's defaults, whose dashboard listens to all.
+    for key in ("head_start_ray_commands", "worker_start_ray_commands"):
+        assert prepared[key] == launcher[key]
+
+
+@pytest.mark.parametrize(
+    "path", [("max_workerz",), ("available_node_types", "gpu", "max_worker"), ("docker", "imag")]
+)
+def test_ray_refuses_a_misspelt_key(launcher, path):
+    import jsonschema
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    place = launcher
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = 1
+    with pytest.raises(jsonschema.ValidationError, match=path[-1]):
+        validate_config(prepare_config(launcher))
+
+
+def test_ray_refuses_a_part_of_a_gpu(launcher):
+    import jsonschema
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    launcher["available_node_types"]["gpu"]["resources"]["GPU"] = 0.5
+    with pytest.raises(jsonschema.ValidationError, match=r"0\.5 is not of type 'integer'"):
+        validate_config(prepare_config(launcher))
+
+
+def test_versions_tokens_and_the_dashboard(launcher, ray_version):
+    assert problems(launcher, ray_version) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        (
+            ("docker", "head_image"),
+            "docker.io/rayproject/ray:2.59.0-py311-cpu",
+            "docker.head_image",
+        ),
+        (
+            ("available_node_types", "gpu", "docker", "worker_image"),
+            "docker.io/rayproject/ray:latest-gpu",
+            "available_node_types.gpu.docker.worker_image",
+        ),
+        (("worker_start_ray_commands",), ["ray start --address=$RAY_HEAD_IP:6379"], "worker_start"),
+        (("docker", "run_options"), [], "docker.run_options"),
+        (("file_mounts",), {}, "file_mounts"),
+        (("auth",), {"ssh_user": "u", "ssh_private_key": "AKIAEXAMPLE"}, "a credential"),
+        (
+            ("head_start_ray_commands",),
+            ["RAY_AUTH_MODE=token ray start --head --dashboard-host=0.0.0.0"],
+            "head_start_ray_commands: the dashboard",
+        ),
+    ],
+)
+def test_a_mistake_is_named(launcher, ray_version, path, value, told):
+    place = launcher
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    (line,) = problems(launcher, ray_version)
+    assert line.startswith(told)
+
+
+def test_the_head_does_no_work_and_every_pool_is_bounded(launcher):
+    nodes = launcher["available_node_types"]
+    assert nodes["head"]["resources"] == {"CPU": 0}
+    workers = {name: node for name, node in nodes.items() if name != "head"}
+    assert all(node["min_workers"] == 0 for node in workers.values())
+    assert sum(node["max_workers"] for node in workers.values()) == launcher["max_workers"]
+
+
+def test_every_file_that_is_mounted_is_there(launcher):
+    for source in launcher["file_mounts"].values():
+        assert source.startswith("~") or (CLUSTER.parent / source).exists(), source
+
+
+def test_what_is_installed_is_what_is_pinned(launcher):
+    commands = [*launcher["setup_commands"], *launcher["head_setup_commands"]]
+    assert all("--constraint " in command for command in commands if "pip install" in command)
+    pins = (CLUSTER.parent / "constraints.txt").read_text()
+    for version in re.findall(r"gcsfs==(\S+)", " ".join(commands)):
+        assert f"fsspec=={version}\n" in pins
