@@ -1,7 +1,7 @@
 """Whether what a preset asks for can ever be given by the cluster that a manifest describes, before anything is rented.
 
     python -m pipelines.manifests cluster/aws.yaml --preset coco512
-    python -m pipelines.manifests cluster/kuberay/rayjob-train.yaml --preset coco512 train.num_workers=4
+    python -m pipelines.manifests cluster/kuberay/raycluster.yaml --preset coco512 train.num_workers=4
 
 A manifest is a file of Ray's cluster launcher, or one of KubeRay's RayCluster, RayJob and RayService. It is read as pools of
 equal nodes, and the most nodes that these may ever have are checked by `session.check_resources`, as those of a running cluster
@@ -151,6 +151,11 @@ def _clusters(path: str, document: Mapping[str, Any]) -> Iterator[Cluster]:
             raise UserError(
                 f"{path}: spec.entrypoint={spec['entrypoint']!r} must be `python -m pipelines.` and one of "
                 f"{', '.join(STAGES)}"
+            )
+        if "rayClusterSpec" not in spec:
+            raise UserError(
+                f"{path}: runs on a cluster that is there already, spec.clusterSelector={spec['clusterSelector']}; "
+                "name the file of that one"
             )
         pools = tuple(_pods(spec["rayClusterSpec"], "spec.rayClusterSpec"))
         yield Cluster(source=path, pools=pools, stages=(found[1],))
