@@ -2,6 +2,8 @@
 
 import copy
 import re
+import shutil
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -307,6 +309,40 @@ def test_kustomize_finds_every_file_and_applies_every_file_but_jobs():
     assert {path.name for path in files - named} == {
         f"rayjob-{stage}.yaml" for stage in ("prepare", "train", "evaluate")
     }
+
+
+def kustomized(folder: Path) -> list[dict[str, Any]]:
+    """What `kubectl apply` would send."""
+    if (kubectl := shutil.which("kubectl")) is None:
+        pytest.skip("no kubectl")
+    done = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+@pytest.mark.parametrize("name", [".", "serve"])
+def test_kustomize_gives_objects_of_the_right_form_and_images(schema_errors, ray_version, name):
+    objects = kustomized(KUBERAY / name)
+    for one in objects:
+        assert schema_errors(one) == []
+        assert one["kind"] == "Namespace" or one["metadata"]["namespace"] == "layered"
+    images = [one["image"] for _, one in containers({name: objects}) if "image" in one]
+    assert len(images) == (3 if name == "." else 2)
+    for image in images:
+        assert re.fullmatch(
+            rf"registry\.example\.com/layered:[\d.]+-ray{ray_version}-(cpu|gpu)", image
+        )
+
+
+def test_kustomize_mounts_the_shared_volume_where_it_is_asked_to(tmp_path, schema_errors):
+    shutil.copytree(KUBERAY, tmp_path / "kuberay")
+    file = tmp_path / "kuberay" / "kustomization.yaml"
+    file.write_text(file.read_text().replace("  # - shared-volume", "  - shared-volume"))
+    objects = kustomized(file.parent)
+    assert "PersistentVolumeClaim" in {one["kind"] for one in objects}
+    assert [error for one in objects for error in schema_errors(one)] == []
+    for _, pod in pods({"kustomized": objects}):
+        assert "/data" in [one["mountPath"] for one in pod["spec"]["containers"][0]["volumeMounts"]]
 
 
 def test_one_place_says_which_images_run(ray_version):

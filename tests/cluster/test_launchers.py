@@ -56,6 +56,35 @@ def test_ray_accepts_it(launcher, monkeypatch):
         assert prepared[key] == launcher[key]
 
 
+@pytest.fixture(scope="module")
+def ec2_errors():
+    """What the interface of EC2 refuses in a node's configuration, which Ray hands on as it is."""
+    from botocore.session import get_session
+    from botocore.validate import ParamValidator
+
+    shape = get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
+
+    def errors(node_config: dict) -> str:
+        given = node_config | {"MinCount": 1, "MaxCount": 1}
+        return ParamValidator().validate(given, shape).generate_report()
+
+    return errors
+
+
+def test_ec2_takes_every_node(ec2_errors):
+    launcher = yaml.safe_load((CLUSTER / "aws.yaml").read_text())
+    for node in launcher["available_node_types"].values():
+        assert ec2_errors(node["node_config"]) == ""
+        assert node["node_config"]["MetadataOptions"]["HttpTokens"] == "required"
+    config = launcher["available_node_types"]["gpu"]["node_config"]
+    assert 'Unknown parameter in input: "InstanceMarketOption"' in ec2_errors(
+        config | {"InstanceMarketOption": {}}
+    )
+    assert "Invalid type for parameter IamInstanceProfile" in ec2_errors(
+        config | {"IamInstanceProfile": "layered-worker"}
+    )
+
+
 @pytest.mark.parametrize(
     "path", [("max_workerz",), ("available_node_types", "gpu", "max_worker"), ("docker", "imag")]
 )
