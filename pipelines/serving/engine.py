@@ -4,10 +4,12 @@ Each tick is one pass. Who is waiting takes a free place, the pictures that go n
 network answers all of them at once, and who is done leaves. So a picture starts at the next step after its order and never waits
 for others to end, whatever its number of steps, guidance or text; only pictures of one kind (one resolution) fit into one pass.
 
-    which kind      the one that has used the device least, so that no kind can crowd out another; a kind that comes back has no
-                    credit for the time it was away
-    which of them   those whose last pass is longest ago, as many as there is room for in a pass
-    who takes a place   of the kind that has fewest, whoever has waited longest
+    who goes first  whoever is due first: a picture is due a time after its order that is `STRETCH` times what it takes alone
+    who goes along  of the same kind, those due next, as many as there is room for in a pass
+    who takes a place   whoever waits and is due first
+
+So a small picture does not wait for large ones that came before it, none waits for ever, and among equals who came first is done
+first: taking turns would let all end late, since a pass of two takes a CPU, or a full GPU, nearly twice as long as a pass of one.
 
 What a picture looks like depends on none of this, see `layered_model.rows`. The engine knows neither HTTP nor Ray nor asyncio:
 jobs are told of their steps in the engine's thread. Called by `painter`.
@@ -16,7 +18,6 @@ jobs are told of their steps in the engine's thread. Called by `painter`.
 import logging
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
@@ -28,6 +29,12 @@ from layered_model.unet import Network
 from pipelines.serving.orders import Busy, TooLate, Unavailable
 
 logger = logging.getLogger(__name__)
+
+STRETCH = 5.0
+"""How many times as long as alone a picture may take before it goes first: large ones make room for smaller ones that long."""
+
+FIRST_STEP_SECONDS = 0.1
+"""Of a picture, before any was measured."""
 
 MAX_RETRY_SECONDS = 60.0
 """Longest time after which who finds the queue full is told to come again."""
@@ -51,7 +58,8 @@ class Job:
     "Goes before all others and needs no place: for a look whether the engine works."
     cancelled: bool = field(default=False, init=False)
     asked: Rows | None = field(default=None, init=False)
-    last_pass: int = field(default=0, init=False)
+    due: float = field(default=0.0, init=False)
+    "When it should be done, on the engine's clock; says only who goes first."
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +101,7 @@ class Engine:
         self._waiting: list[Job] = []
         self._active: list[Job] = []
         self._closed = False
-        self._used: defaultdict[Hashable, float] = defaultdict(float)
-        self._num_passes = 0
+        self._step_seconds: dict[Hashable, float] = {}
         self._seconds, self._seconds_at_end, self._seconds_per_job = 0.0, 0.0, 1.0
 
     @property
@@ -121,6 +128,10 @@ class Engine:
         with self._changed:
             if not job.urgent:
                 self._require_room()
+            known = self._step_seconds.values()
+            usual = sum(known) / len(known) if known else FIRST_STEP_SECONDS
+            step_seconds = self._step_seconds.get(job.kind, usual)
+            job.due = self.clock() + STRETCH * len(job.drawing) * step_seconds
             ahead = len(self._waiting)
             self._waiting.append(job)
             self._changed.notify_all()
@@ -157,11 +168,12 @@ class Engine:
         if not jobs:
             return bool(self._active)
         start = self.clock()
-        self._num_passes += 1
         self._pass(jobs)
         seconds = self.clock() - start
         self._seconds += seconds
-        self._used[jobs[0].kind] += seconds
+        kind, now = jobs[0].kind, seconds / len(jobs)
+        before = self._step_seconds.get(kind, now)
+        self._step_seconds[kind] = before + 0.1 * (now - before)
         return True
 
     def _require_room(self) -> None:
@@ -185,31 +197,22 @@ class Engine:
         with self._changed:
             while job := self._next_waiting():
                 self._waiting.remove(job)
-                if all(other.kind != job.kind for other in self._active):
-                    least = [self._used[other.kind] for other in self._active]
-                    self._used[job.kind] = max(self._used[job.kind], min(least, default=0.0))
                 self._active.append(job)
 
     def _next_waiting(self) -> Job | None:
-        urgent = [job for job in self._waiting if job.urgent]
-        if urgent:
-            return urgent[0]
-        if not self._waiting or len(self._active) >= self._max_pictures:
-            return None
-        kinds = [job.kind for job in self._active]
-        return min(self._waiting, key=lambda job: kinds.count(job.kind))  # the first of equals
+        first = min(self._waiting, key=_order, default=None)
+        full = len(self._active) >= self._max_pictures
+        return None if first is None or (full and not first.urgent) else first
 
     def _choose(self) -> list[Job]:
         """Who goes next, together in one pass; each has said what it asks."""
         if not self._active:
             return []
-        leader = min(
-            self._active, key=lambda job: (not job.urgent, self._used[job.kind], job.last_pass)
-        )
-        of_a_kind = [job for job in self._active if job.kind == leader.kind]
+        ordered = sorted(self._active, key=_order)
+        of_a_kind = [job for job in ordered if job.kind == ordered[0].kind]
         chosen: list[Job] = []
         rows = 0
-        for job in sorted(of_a_kind, key=lambda job: (not job.urgent, job.last_pass)):
+        for job in of_a_kind:
             if not self._asks(job):
                 continue
             assert job.asked is not None
@@ -252,7 +255,7 @@ class Engine:
         assert job.asked is not None
         try:
             step = job.drawing.answer(outputs, job.asked)
-            job.asked, job.last_pass = None, self._num_passes
+            job.asked = None
             if job.drawing.done:
                 self._leave(job)
             if not job.cancelled:
@@ -272,6 +275,10 @@ class Engine:
         logger.error("picture_failed error=%r", error, exc_info=error)
         self._leave(job)
         _tell(job.on_failure, error)
+
+
+def _order(job: Job) -> tuple[bool, float]:
+    return not job.urgent, job.due
 
 
 def _tell(listener: Callable[[Exception], None], error: Exception) -> None:

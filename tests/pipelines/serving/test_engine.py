@@ -176,40 +176,65 @@ def test_a_pass_holds_as_many_rows_as_it_may(engine, order, passes):
     assert sum(passes) == 3 * 2 * 2 + 2 * 2
 
 
-def test_pictures_of_a_kind_take_turns(engine, order):
+@pytest.fixture
+def tick(clock):
+    """One pass of a machine, which takes a second and knows it."""
+
+    def run(machine):
+        machine._on_pass = lambda rows, seconds: setattr(clock, "now", clock.now + 1)
+        machine.tick()
+        machine._step_seconds = {8: 1.0, 32: 1.0}
+
+    return run
+
+
+def test_of_equal_pictures_who_came_first_is_done_first(engine, order, tick):
     machine, told = engine(max_rows=2), [order(seed, num_steps=3) for seed in range(3)]
     for each in told:
         machine.submit(each.job)
     for _ in range(6):
-        machine.tick()
-    assert [len(each.steps) for each in told] == [2, 2, 2]
+        tick(machine)
+    assert [len(each.steps) for each in told] == [3, 3, 0]
 
 
-def test_kinds_share_the_device_evenly(engine, order, clock):
+def test_a_short_picture_does_not_wait_for_long_ones(engine, order, tick):
     machine = engine(max_rows=2, max_pictures=8)
-    machine._on_pass = lambda rows, seconds: setattr(clock, "now", clock.now + 1)
-    many = [order(seed, num_steps=40) for seed in range(6)]
+    tick(machine)
+    many = [order(seed, num_steps=20) for seed in range(4)]
     for each in many:
         machine.submit(each.job)
-    for _ in range(10):
-        machine.tick()
-    late = order(9, num_steps=10, resolution=8)
+    for _ in range(5):
+        tick(machine)
+    late = order(9, num_steps=3, resolution=8)
     machine.submit(late.job)
-    for _ in range(20):
-        machine.tick()
-    assert late.done  # half of the passes were its own
-    assert sum(len(each.steps) for each in many) == 20
-
-
-def test_a_free_place_goes_to_the_kind_that_has_fewest(engine, order):
-    machine = engine(max_pictures=2)
-    many = [order(seed, num_steps=2) for seed in range(5)]
-    small = order(9, num_steps=2, resolution=8)
-    for each in (*many, small):
-        machine.submit(each.job)
     for _ in range(3):
+        tick(machine)
+    assert late.done
+    assert sum(len(each.steps) for each in many) == 5
+
+
+def test_a_long_picture_does_not_wait_for_ever_for_short_ones(engine, order, tick):
+    machine = engine(max_rows=2, max_pictures=4)
+    tick(machine)
+    long = order(0, num_steps=4)  # due after 20 seconds
+    machine.submit(long.job)
+    for seed in range(1, 13):  # as many as the device can do
+        machine.submit(order(seed, num_steps=2, resolution=8).job)
+        tick(machine)
+        tick(machine)
+    assert long.done
+
+
+def test_a_free_place_goes_to_who_is_due_first(engine, order):
+    machine = engine(max_pictures=2)
+    many = [order(seed, num_steps=6) for seed in range(4)]
+    short = order(9, num_steps=2, resolution=8)
+    for each in (*many, short):
+        machine.submit(each.job)
+    while not many[0].done:
         machine.tick()
-    assert small.steps
+    while not short.done:
+        machine.tick()
     assert not many[2].steps
 
 
