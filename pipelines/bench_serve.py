@@ -8,11 +8,13 @@
     overload     for as long as is wanted, a fifth more than can be served, streams and clients that hang up among them
 
 Kinds are the model's resolutions, each with half of its number of steps and with all; all are asked for as often. The weights are
-random, and all compute with as many threads. Both servers are there all the time, and one at a time has something to do; while
-the bare pipeline works, all other processes are stopped. Rounds take turns, and ratios are formed within a round. Needs Linux.
+random, and all compute with as many threads. Both servers are there all the time, and one at a time has something to do. The bare
+pipeline takes turns of some seconds with the server that is kept full, whose processes stand still meanwhile. Ratios are formed
+within a round. Needs Linux.
 """
 
 import asyncio
+import itertools
 import json
 import logging
 import os
@@ -23,12 +25,11 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 from pipelines import costs, served
 from pipelines.config import Config, UserError
-from pipelines.processes import family, resident_bytes, titled
+from pipelines.processes import cpu_seconds, family, resident_bytes, titled
 from pipelines.served import OURS, PEER
 from pipelines.serving import load
 from pipelines.serving.load import Answer, Ask, Clients, Kind
@@ -36,10 +37,11 @@ from pipelines.session import event
 
 logger = logging.getLogger(__name__)
 
-PEER_BATCH_SIZES = (2, 4, 8, 16)
+PEER_BATCH_SIZES = (4, 8, 16)
 NUM_PREVIEWS = 3
 NUM_STREAMS = 4
 """Of each resolution and round, on the idle server."""
+TURN_SECONDS = 3.0
 PAUSE_SECONDS = 1.0
 """Between two that are measured."""
 SOAK_LOAD = 1.2
@@ -72,8 +74,8 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Round:
-    """What one round saw."""
+class Saturation:
+    """A server that was kept full."""
 
     bare: float
     "Images/s of the bare pipeline, of the pictures that were served."
@@ -81,6 +83,15 @@ class Round:
     "Images/s over HTTP."
     bare_seconds: dict[str, float]
     "Of a picture of each kind."
+    cpu_seconds: dict[str, float]
+    "Of CPUs for a picture: of the bare pipeline, of the replica, and of all else that serves."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Round:
+    """What one round saw."""
+
+    saturation: Saturation
     latency: dict[str, list[tuple[int, float]]]
     "Of both servers: resolution and seconds of every request."
     streams: list[tuple[int, float, float]]
@@ -142,27 +153,18 @@ async def _measure(settings: Settings, config: Config, bare: served.Bare, url: s
     async with Clients(url, guidance) as ours, Clients(f"{url}/{PEER}", guidance) as peer:
         clients = {OURS: ours, PEER: peer}
         for one in clients.values():
-            require_answers(await one.open(islice(load.mixed(kinds, 0), 2 * len(kinds))))
+            require_answers(await one.open(itertools.islice(load.mixed(kinds, 0), 2 * len(kinds))))
         rounds, rate, size = list[Round](), 0.0, 0
         for number in range(settings.rounds):
-            seconds, answers = await _saturate(settings, kinds, bare, ours, number)
-            if not rate:
-                rate = settings.load * min(_speeds(seconds, answers, settings))
-                size = await _tune(settings, kinds, rate, peer) if rate else 0
+            full = await _saturate(settings, kinds, bare, ours, number)
+            event(logger, "round", number=number, bare=full.bare, served=full.served)
+            if settings.load and not rate:
+                rate = settings.load * min(full.bare, full.served)
+                size = await _tune(settings, kinds, rate, peer)
             latency = await _wait_times(settings, kinds, rate, clients, number)
             streams = await _streams(config.model.resolutions[1:], steps, ours)
-            speeds = _speeds(seconds, answers, settings)
-            told = {f"{kind.resolution}x{kind.num_steps}": s for kind, s in seconds.items()}
-            one_round = Round(
-                bare=speeds[0],
-                served=speeds[1],
-                bare_seconds=told,
-                latency=latency,
-                streams=streams,
-            )
-            rounds.append(one_round)
-            event(logger, "round", number=number, bare=speeds[0], served=speeds[1])
-        speed = statistics.median(one.served for one in rounds)
+            rounds.append(Round(saturation=full, latency=latency, streams=streams))
+        speed = statistics.median(one.saturation.served for one in rounds)
         soak = await _soak(settings, kinds, SOAK_LOAD * speed, ours) if settings.soak else None
     return Result(
         batch_sizes=bare.batch_sizes, rate=rate, peer_batch_size=size, rounds=rounds, soak=soak
@@ -171,24 +173,46 @@ async def _measure(settings: Settings, config: Config, bare: served.Bare, url: s
 
 async def _saturate(
     settings: Settings, kinds: Sequence[Kind], bare: served.Bare, ours: Clients, number: int
-) -> tuple[dict[Kind, float], list[Answer]]:
-    """Seconds of a bare picture of each kind, before and after the server was kept full, and what that answered."""
-    before = {kind: bare.seconds(kind) for kind in kinds}
+) -> Saturation:
+    """Keeps the server full, and every few seconds has it stand still for a batch of the bare pipeline, of each kind in turn."""
+    alone: dict[Kind, list[tuple[float, float]]] = defaultdict(list)
+    replica = titled(family(os.getpid()), f"ServeReplica:{OURS}:replica")
+    others = [pid for pid in family(os.getpid())[1:] if pid not in replica]
+
+    async def take_turns() -> None:
+        for kind in itertools.cycle(kinds):
+            await asyncio.sleep(TURN_SECONDS)
+            began = time.monotonic()
+            alone[kind].append(bare.seconds(kind))
+            ours.stood_still += time.monotonic() - began
+
+    before = _computed(replica), _computed(others)
+    turns = asyncio.create_task(take_turns())
+    kept = await ours.closed(load.mixed(kinds, number + 1), settings.clients, settings.seconds)
+    turns.cancel()
+    after = _computed(replica), _computed(others)
+    require_answers(kept.answers)
+    for kind in kinds:
+        alone[kind] = alone[kind] or [bare.seconds(kind)]
     await asyncio.sleep(PAUSE_SECONDS)
-    asks = load.mixed(kinds, number + 1)
-    answers = await ours.closed(asks, settings.clients, settings.seconds)
-    require_answers(answers)
-    after = {kind: bare.seconds(kind) for kind in kinds}
-    await asyncio.sleep(PAUSE_SECONDS)
-    return {kind: (before[kind] + after[kind]) / 2 for kind in kinds}, answers
+    by_clock, of_cpus = (
+        {kind: statistics.mean(taken[i] for taken in alone[kind]) for kind in kinds} for i in (0, 1)
+    )
+    num = len(kept.answers)
+    return Saturation(
+        bare=len(kept.counted) / sum(by_clock[answer.ask.kind] for answer in kept.counted),
+        served=len(kept.counted) / settings.seconds,
+        bare_seconds={f"{kind.resolution}x{kind.num_steps}": by_clock[kind] for kind in kinds},
+        cpu_seconds={
+            "bare": sum(of_cpus[answer.ask.kind] for answer in kept.answers) / num,
+            "replica": (after[0] - before[0]) / num,
+            "all other processes": (after[1] - before[1]) / num,
+        },
+    )
 
 
-def _speeds(
-    seconds: Mapping[Kind, float], answers: Sequence[Answer], settings: Settings
-) -> tuple[float, float]:
-    """Images/s: of the bare pipeline for the pictures that were served, and of the server."""
-    alone = sum(seconds[answer.ask.kind] for answer in answers)
-    return len(answers) / alone, len(answers) / settings.seconds
+def _computed(pids: Sequence[int]) -> float:
+    return sum(map(cpu_seconds, pids))
 
 
 async def _tune(settings: Settings, kinds: Sequence[Kind], rate: float, peer: Clients) -> int:
@@ -291,11 +315,17 @@ def require_answers(answers: Sequence[Answer]) -> None:
 def table(settings: Settings, result: Result) -> list[str]:
     """Lines for a person."""
     rounds = result.rounds
-    bare, speeds = [one.bare for one in rounds], [one.served for one in rounds]
+    full = [one.saturation for one in rounds]
+    bare, speeds = [one.bare for one in full], [one.served for one in full]
+    cpu = ", ".join(
+        f"{name} {statistics.median(one.cpu_seconds[name] for one in full):.3f}"
+        for name in full[0].cpu_seconds
+    )
     lines = [
         f"saturation   bare, batches of {', '.join(map(str, result.batch_sizes.values()))}: "
         f"{statistics.median(bare):.2f}/s   served: {statistics.median(speeds):.2f}/s   "
         f"served / bare {_spread(costs.ratio(speeds, bare))}",
+        f"  CPU seconds of a picture: {cpu}",
         *(_latency_lines(settings, result) if result.rate else ()),
         *_preview_lines(rounds),
     ]

@@ -47,6 +47,14 @@ def titled(pids: Sequence[int], title: str) -> list[int]:
     return found
 
 
+def cpu_seconds(pid: int) -> float:
+    """That a process has computed so far; 0 for one that is gone."""
+    with contextlib.suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
 def resident_bytes(pid: int) -> int:
     """Memory that a process has in use, shared pages included; 0 for one that is gone."""
     with contextlib.suppress(OSError):

@@ -82,6 +82,16 @@ class Answer:
         return self.ended - self.began
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What came of keeping a server full."""
+
+    answers: list[Answer]
+    "All of them."
+    counted: list[Answer]
+    "Those that ended while it was full."
+
+
 def mixed(kinds: Sequence[Kind], seed: int) -> Iterator[Ask]:
     """Requests without end: each kind as often as any other, in an order that looks random."""
     shuffled, numbers = random.Random(seed), count(seed * 1000)
@@ -111,6 +121,8 @@ class Clients:
         self._http = httpx.AsyncClient(base_url=url, limits=limits, timeout=TIMEOUT_SECONDS)
         self._guidance = guidance
         self._began = 0.0
+        self.stood_still = 0.0
+        """Seconds, added by whoever stops the server for a while; the clock of answers leaves them out."""
 
     async def __aenter__(self) -> "Clients":
         await self._http.__aenter__()
@@ -119,12 +131,13 @@ class Clients:
     async def __aexit__(self, *_: object) -> None:
         await self._http.__aexit__()
 
-    async def closed(self, asks: Iterator[Ask], num_clients: int, seconds: float) -> list[Answer]:
-        """Asks as fast as is answered, and returns the answers of so many seconds after each client had one.
+    async def closed(self, asks: Iterator[Ask], num_clients: int, seconds: float) -> Kept:
+        """Asks as fast as is answered, and counts the answers of so many seconds after each client had one.
 
-        Those that are on their way at the end are waited for and do not count.
+        Those that are on their way at the end are waited for.
         """
-        self._began, answers, first = time.monotonic(), list[Answer](), list[float]()
+        self._begin()
+        answers, first = list[Answer](), list[float]()
         last = float("inf")
 
         async def client() -> None:
@@ -139,11 +152,11 @@ class Clients:
                         last = self._now() + seconds
 
         await asyncio.gather(*(client() for _ in range(num_clients)))
-        return [answer for answer in answers if first[-1] < answer.ended <= last]
+        return Kept(answers, [one for one in answers if first[-1] < one.ended <= last])
 
     async def open(self, asks: Iterable[Ask]) -> list[Answer]:
         """Asks when it is time, and returns all answers when the last is there."""
-        self._began = time.monotonic()
+        self._begin()
         async with asyncio.TaskGroup() as group:
             tasks = []
             for ask in asks:
@@ -161,7 +174,10 @@ class Clients:
         return answer.raise_for_status().text
 
     def _now(self) -> float:
-        return time.monotonic() - self._began
+        return time.monotonic() - self._began - self.stood_still
+
+    def _begin(self) -> None:
+        self._began, self.stood_still = time.monotonic(), 0.0
 
     async def _ask(self, ask: Ask, began: float) -> Answer:
         preview = None

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pipelines import bench_serve, cli
-from pipelines.bench_serve import Result, Round, Settings, Soak, growth, require_answers
+from pipelines.bench_serve import Result, Round, Saturation, Settings, Soak, growth, require_answers
 from pipelines.errors import UserError
 from pipelines.serving.load import Answer, Ask, Kind
 
@@ -42,9 +42,9 @@ def test_growth_leaves_the_first_quarter_out():
 def test_the_table_tells_ratios_of_rounds():
     rounds = [
         Round(
-            bare=4.0,
-            served=served,
-            bare_seconds={"16x4": 0.25},
+            saturation=Saturation(
+                bare=4.0, served=served, bare_seconds={"16x4": 0.25}, cpu_seconds={"bare": 0.2}
+            ),
             latency={"layered": [(16, 0.5), (32, ours)], "batched": [(16, 2.0), (32, 2.0)]},
             streams=[(32, 0.1, 0.4)],
         )
@@ -79,13 +79,14 @@ def test_what_cannot_be_measured_is_refused(options, told, capsys):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_whole_run(local_ray, tmp_path, capsys):
-    options = ["--seconds", "2", "--rounds", "1", "--clients", "4", "--soak", "3", "--threads", "1"]
+    options = ["--seconds", "1", "--rounds", "1", "--clients", "4", "--soak", "3", "--threads", "1"]
     output = tmp_path / "bench.json"
     assert cli.main(["bench", "serve", *options, *TINY, "--output", str(output)]) == 0
     told = json.loads(output.read_text())
     (one,) = told["rounds"]
-    assert one["bare"] > 0
-    assert one["served"] > 0
+    assert one["saturation"]["bare"] > 0
+    assert one["saturation"]["served"] > 0
+    assert all(seconds > 0 for seconds in one["saturation"]["cpu_seconds"].values())
     assert len(one["latency"]["layered"]) == len(one["latency"]["batched"]) > 0
     assert {resolution for resolution, _, _ in one["streams"]} == {16}
     assert all(0 < preview < picture for _, preview, picture in one["streams"])

@@ -95,10 +95,12 @@ def test_clients_see_how_each_request_ends(asked):
 
 def test_a_closed_loop_keeps_as_many_on_their_way_and_counts_after_the_first(asked, app):
     asks = load.mixed(KINDS, 1)
-    answers = asked(lambda clients: clients.closed(asks, 5, 0.5))
+    kept = asked(lambda clients: clients.closed(asks, 5, 0.5))
+    answers = kept.counted
     assert app.state.most == 5
     assert app.state.now == 0
     assert 20 < len(answers) <= 125
+    assert len(kept.answers) >= len(answers) + 5
     assert max(a.ended for a in answers) - min(a.ended for a in answers) <= 0.5
 
 
