@@ -41,6 +41,8 @@ PEER_BATCH_SIZES = (4, 8, 16)
 NUM_PREVIEWS = 3
 NUM_STREAMS = 4
 """Of each resolution and round, on the idle server."""
+OPEN_LOADS = 3
+"""How many times as long waiting times are measured: a queue takes its time to form, and few requests have no median."""
 TURN_SECONDS = 3.0
 PAUSE_SECONDS = 1.0
 """Between two that are measured."""
@@ -52,7 +54,7 @@ class Settings:
     """What is measured."""
 
     seconds: float
-    "Of each load of a round."
+    "Of each load of a round; three times as long for waiting times."
     rounds: int
     clients: int
     "That ask at once where a server is to be kept full."
@@ -252,7 +254,7 @@ async def _wait_times(
     if not rate:
         return {}
     found = {}
-    asks = _arriving(kinds, rate, settings.seconds, seed=number)
+    asks = _arriving(kinds, rate, OPEN_LOADS * settings.seconds, seed=number)
     for name in sorted(clients, reverse=bool(number % 2)):
         answers = await clients[name].open(asks)
         require_answers(answers)
