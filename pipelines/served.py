@@ -58,7 +58,9 @@ def configuration(threads: int, overrides: Sequence[str], run_directory: str) ->
 
 def write_run(config: Config) -> None:
     """What training leaves, with random weights; what begins as zero gets some too, so that there is something to draw."""
-    network = fresh_network(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = fresh_network(config)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in network.parameters():
