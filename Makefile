@@ -58,6 +58,7 @@ bench: $(VENV)/.dev  ## measure, and compare with peers in the same run
 	$(BIN)/layered bench prepare
 	$(BIN)/layered bench loader
 	$(BIN)/layered bench train
+	$(BIN)/layered bench serve
 	$(BIN)/layered bench fid $(if $(wildcard $(ORACLES)/bin/python),--oracle-python $(ORACLES)/bin/python)
 
 oracles: $(VENV)/.dev $(ORACLES)/.done  ## compare with torch-fidelity, pytorch-fid and clean-fid, live

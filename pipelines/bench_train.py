@@ -35,6 +35,7 @@ from pipelines.config import Config, UserError, from_yaml, load_config, to_yaml
 from pipelines.dataset import PreparedDataset
 from pipelines.loader import Share
 from pipelines.optimizers import make_optimizers
+from pipelines.processes import family, send
 from pipelines.recipe import fresh_network, learning_rate, make_averages
 
 NUM_BATCHES = 8
@@ -152,9 +153,7 @@ class Contestant:
 
     def send(self, signal_number: int) -> None:
         """Sends a signal to all its processes."""
-        for pid in family(self.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal_number)
+        send(family(self.pid), signal_number)
 
     def turn(self, seconds: float, *, to_the_line: bool = False) -> float:
         """Lets it work for so long, or a little longer, until more pictures are told; returns the seconds."""
@@ -181,16 +180,6 @@ class Contestant:
             if time.monotonic() > deadline:
                 raise UserError(f"nothing was trained in {START_SECONDS:g} seconds")
             time.sleep(0.2)
-
-
-def family(pid: int) -> list[int]:
-    """A process and all that it started, and what those started, by Linux's list of children."""
-    found = [pid]
-    for one in found:
-        with contextlib.suppress(OSError):
-            for task in Path(f"/proc/{one}/task").iterdir():
-                found += map(int, (task / "children").read_text().split())
-    return found
 
 
 def _take_turns(num_workers: int, train: Contestant, bare: Contestant, turns: int) -> Result:

@@ -80,7 +80,8 @@ STAGES = {
         summary="speed and memory of networks, and of the stages",
         description="Measures the networks of presets of shape (64T, 128S, 256S, S, B, L) beside the single-scale network\n"
         "and diffusers' U-Net of equal multiply-adds, in one run. Reads no configuration. `layered bench prepare`,\n"
-        "`layered bench loader`, `layered bench train` and `layered bench fid` measure those; each has its own --help.",
+        "`layered bench loader`, `layered bench train`, `layered bench serve` and `layered bench fid` measure those; each\n"
+        "has its own --help.",
         example="layered bench 64T --threads 1 --output bench.json",
     ),
     "config": Stage(
@@ -107,6 +108,12 @@ BENCHES = {
         description="Measures the Frechet distance beside scipy.linalg.sqrtm, in time and in error, and the Inception network\n"
         "beside torch-fidelity's, where an interpreter that has it is named.",
         example="layered bench fid --oracle-python .venv-oracles/bin/python",
+    ),
+    "serve": Stage(
+        summary="",
+        description="Measures serving over HTTP on a local Ray: images/s beside the bare pipeline, waiting times beside the\n"
+        "same server with Ray Serve's @serve.batch, first previews, and with --soak an overload. Random weights.",
+        example="layered bench serve --threads 1 --rounds 5 --soak 600",
     ),
     "loader": Stage(
         summary="",
@@ -327,6 +334,26 @@ def _add_bench_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--turns", default=10, help="of 8 seconds, of both (10)", **_NUMBER)
 
 
+def _add_bench_serve_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_output(parser)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="setting to override")
+    seconds: dict[str, Any] = {"type": float, "metavar": "S"}
+    parser.add_argument("--seconds", default=30.0, help="of each load of a round (30)", **seconds)
+    parser.add_argument("--rounds", default=3, help="(3)", **_NUMBER)
+    parser.add_argument("--clients", default=24, help="that ask at once (24)", **_NUMBER)
+    parser.add_argument(
+        "--load",
+        type=float,
+        default=0.7,
+        metavar="SHARE",
+        help="of what can be served, for waiting times (0.7); 0 for none",
+    )
+    parser.add_argument("--soak", default=0.0, help="of overload (0: none)", **seconds)
+    parser.add_argument(
+        "--threads", default=_cores(), help="of each that draws (one a core)", **_NUMBER
+    )
+
+
 def _add_bench_fid_arguments(parser: argparse.ArgumentParser) -> None:
     _add_output(parser)
     parser.add_argument(
@@ -357,6 +384,7 @@ ARGUMENTS = {
     "bench prepare": _add_bench_prepare_arguments,
     "bench loader": _add_bench_loader_arguments,
     "bench train": _add_bench_train_arguments,
+    "bench serve": _add_bench_serve_arguments,
     "bench fid": _add_bench_fid_arguments,
 }
 """Of what reads no configuration."""

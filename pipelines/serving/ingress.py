@@ -99,16 +99,18 @@ def application(config: Config) -> serve.Application:
             "upscale_delay_s": 10.0,
             "downscale_delay_s": 300.0,
         },
-        ray_actor_options={
-            "num_cpus": settings.cpus_per_replica,
-            "num_gpus": 1 if settings.use_gpu else 0,
-        },
+        ray_actor_options=resources(settings),
         logging_config={"enable_access_log": False},  # the ingress has one
         health_check_period_s=HEALTH_SECONDS,
         health_check_timeout_s=60.0,
         graceful_shutdown_timeout_s=settings.drain_seconds,
         graceful_shutdown_wait_loop_s=1.0,
     )
+    return in_front(replicas.bind(model, name_of(config), settings), settings)
+
+
+def in_front(replicas: serve.Application, settings: ServeConfig) -> serve.Application:
+    """The interface, bound to what paints."""
     ingress = serve.deployment(
         Ingress,
         name="ingress",
@@ -118,8 +120,17 @@ def application(config: Config) -> serve.Application:
         graceful_shutdown_timeout_s=settings.drain_seconds,
         graceful_shutdown_wait_loop_s=1.0,
     )
-    name = os.path.basename(storage.absolute(config.run))
-    return ingress.bind(replicas.bind(model, name, settings), settings)
+    return ingress.bind(replicas, settings)
+
+
+def resources(settings: ServeConfig) -> dict[str, float]:
+    """What Ray keeps for a replica."""
+    return {"num_cpus": settings.cpus_per_replica, "num_gpus": 1 if settings.use_gpu else 0}
+
+
+def name_of(config: Config) -> str:
+    """What clients call a run's model."""
+    return os.path.basename(storage.absolute(config.run))
 
 
 def require_model(config: Config) -> str:

@@ -50,6 +50,21 @@ def preview_layers(num_steps: int, num_previews: int, num_layers: int) -> dict[i
     return {step: i * num_layers // len(steps) for i, step in enumerate(steps)}
 
 
+def facts_of(pipeline: LayeredPipeline, name: str, created: int) -> ModelFacts:
+    """What a client may know of a model."""
+    return ModelFacts(
+        name=name,
+        weights_sha256=pipeline.weights_sha256,
+        resolutions=pipeline.resolutions,
+        sampler=pipeline.config.sampling.sampler,
+        num_steps=pipeline.config.sampling.num_steps,
+        guidance=pipeline.config.sampling.guidance,
+        max_tokens=pipeline.config.text.max_tokens,
+        can_finish=pipeline.diffusion.one_state,
+        created=created,
+    )
+
+
 class Studio:
     """One model at work: its pipeline, its engine in a thread, and the texts it knows.
 
@@ -153,18 +168,7 @@ class EnginePainter:
 
     async def facts(self) -> ModelFacts:
         """The model that paints now."""
-        pipeline = self._studio.pipeline
-        return ModelFacts(
-            name=self.name,
-            weights_sha256=pipeline.weights_sha256,
-            resolutions=pipeline.resolutions,
-            sampler=pipeline.config.sampling.sampler,
-            num_steps=pipeline.config.sampling.num_steps,
-            guidance=pipeline.config.sampling.guidance,
-            max_tokens=pipeline.config.text.max_tokens,
-            can_finish=pipeline.diffusion.one_state,
-            created=self._created,
-        )
+        return facts_of(self._studio.pipeline, self.name, self._created)
 
     def load(self) -> Load:
         """How much there is to do now."""

@@ -73,11 +73,9 @@ class Replica:
     """
 
     def __init__(self, model: str, name: str, settings: ServeConfig) -> None:
-        setup_logging()
-        if not settings.use_gpu:
-            torch.set_num_threads(max(1, int(settings.cpus_per_replica)))
+        set_up(settings)
         self._model, self._settings = model, settings
-        pipeline, created = self._load()
+        pipeline, created = load_pipeline(model, settings)
         replica = serve.get_replica_context().replica_id.unique_id
         self._painter = EnginePainter(pipeline, settings, name, created=created, replica=replica)
         self._reloading: asyncio.Task[None] | None = None
@@ -125,19 +123,25 @@ class Replica:
         facts = await self._painter.facts()
         if lying == facts.weights_sha256:
             return
-        pipeline, created = await asyncio.to_thread(self._load)
+        pipeline, created = await asyncio.to_thread(load_pipeline, self._model, self._settings)
         event(logger, "reload", before=facts.weights_sha256[:12], now=pipeline.weights_sha256[:12])
         await self._painter.replace(pipeline, created)
 
-    def _load(self) -> tuple[LayeredPipeline, int]:
-        """The model, ready to draw, and when it was written."""
-        settings = self._settings
-        device = "cuda" if settings.use_gpu else "cpu"
-        pipeline = LayeredPipeline.from_pretrained(self._model, device)
-        pipeline.to(dtype=getattr(torch, settings.precision))
-        pipeline.encode(["once, so that the encoder is here"])
-        written = storage.modified(storage.join(self._model, "config.json"))
-        return pipeline, int(written.timestamp())
+
+def set_up(settings: ServeConfig) -> None:
+    """Makes this process one that draws: its log, and as many threads as it has CPUs."""
+    setup_logging()
+    if not settings.use_gpu:
+        torch.set_num_threads(max(1, int(settings.cpus_per_replica)))
+
+
+def load_pipeline(model: str, settings: ServeConfig) -> tuple[LayeredPipeline, int]:
+    """A model's directory, ready to draw, and when it was written."""
+    pipeline = LayeredPipeline.from_pretrained(model, "cuda" if settings.use_gpu else "cpu")
+    pipeline.to(dtype=getattr(torch, settings.precision))
+    pipeline.encode(["once, so that the encoder is here"])
+    written = storage.modified(storage.join(model, "config.json"))
+    return pipeline, int(written.timestamp())
 
 
 def _weights_sha256(model: str) -> str:

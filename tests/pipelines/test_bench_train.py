@@ -7,8 +7,9 @@ import time
 import pytest
 
 from pipelines import cli
-from pipelines.bench_train import Contestant, family
+from pipelines.bench_train import Contestant
 from pipelines.errors import UserError
+from pipelines.processes import family
 
 
 def count_up(count) -> None:

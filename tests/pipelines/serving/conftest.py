@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 import uvicorn
+from starlette.types import ASGIApp
 
 from layered_model import LayeredPipeline
 from pipelines.config import load_config
@@ -34,14 +35,11 @@ class Server:
 
 
 @pytest.fixture(scope="session")
-def serve_app(small_pipeline) -> Callable[..., AbstractContextManager[Server]]:
-    """Serves in a thread: ``with serve_app(max_queued=2) as server``, with settings changed."""
+def listening() -> Callable[[ASGIApp], AbstractContextManager[str]]:
+    """Has an app listen, in a thread: ``with listening(app) as url``."""
 
     @contextlib.contextmanager
-    def run(**changes: object) -> Iterator[Server]:
-        settings = dataclasses.replace(load_config("demo").serve, **changes)
-        painter = EnginePainter(small_pipeline, settings, "small")
-        app = create_app(painter, settings, load_keys(settings))
+    def run(app: ASGIApp) -> Iterator[str]:
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             listener.listen(128)  # who comes before the server is up waits
@@ -50,11 +48,28 @@ def serve_app(small_pipeline) -> Callable[..., AbstractContextManager[Server]]:
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
             thread.start()
             try:
-                yield Server(f"http://127.0.0.1:{listener.getsockname()[1]}", painter)
+                yield f"http://127.0.0.1:{listener.getsockname()[1]}"
             finally:
                 server.should_exit = True
                 thread.join()
-                asyncio.run(painter.close())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def serve_app(small_pipeline, listening) -> Callable[..., AbstractContextManager[Server]]:
+    """Serves in a thread: ``with serve_app(max_queued=2) as server``, with settings changed."""
+
+    @contextlib.contextmanager
+    def run(**changes: object) -> Iterator[Server]:
+        settings = dataclasses.replace(load_config("demo").serve, **changes)
+        painter = EnginePainter(small_pipeline, settings, "small")
+        app = create_app(painter, settings, load_keys(settings))
+        try:
+            with listening(app) as url:
+                yield Server(url, painter)
+        finally:
+            asyncio.run(painter.close())
 
     return run
 
