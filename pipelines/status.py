@@ -7,6 +7,7 @@ line that is much older than the usual pause means that nobody trains. Run by `c
 import datetime
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -32,7 +33,12 @@ def run(path: str, *, as_json: bool = False) -> str:
         UserError: there is neither a run nor a dataset, or it cannot be read.
     """
     now = datetime.datetime.now(datetime.UTC)
-    facts = tell(path, now)
+    try:
+        facts = tell(path, now)
+    except UserError:
+        raise
+    except Exception as error:  # object stores have exceptions of their own
+        raise UserError(f"{path!r} cannot be read: {error}") from error
     if as_json:
         return json.dumps(_finite(facts), indent=1)
     lines = _run_lines(facts) if facts["kind"] == "run" else _dataset_lines(facts)
@@ -320,3 +326,9 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+if __name__ == "__main__":
+    from pipelines.cli import main
+
+    raise SystemExit(main(["status", *sys.argv[1:]]))

@@ -384,3 +384,7 @@ def _version(source: str | None) -> dict[str, str]:
 def settle(values: Mapping[str, Any]) -> Options:
     """Options from what was parsed."""
     return Options(**{field.name: values[field.name] for field in fields(Options)})
+
+
+if __name__ == "__main__":
+    raise SystemExit(cli.main(["submit", *sys.argv[1:]]))
