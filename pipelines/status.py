@@ -17,6 +17,7 @@ from pipelines.checkpoints import STATE_FILE, Store
 from pipelines.errors import UserError
 from pipelines.run_state import CONFIG_OF_MODEL, Run, Times, duration, find, times, tree_of
 from pipelines.schema import Manifest, RunDir
+from pipelines.score_tables import warnings_of
 
 PATIENCE = 5
 """Usual pauses between two lines of the log, after which a run counts as stopped: validation and grids come in between."""
@@ -250,8 +251,11 @@ def _run_lines(facts: Facts) -> Iterator[tuple[str, str]]:
     if number := facts["lines_unreadable"]:
         yield "damaged", f"{number:,} lines of the log cannot be read"
     if facts["evaluation"] is not None:
-        table = score_report.table(facts["evaluation"]).splitlines()
+        result = facts["evaluation"]
+        table = score_report.table({**result, "warnings": []}).splitlines()
         yield from zip(["scores", *[""] * (len(table) - 1)], table, strict=True)
+        if number := len(warnings_of(result)):
+            yield "", f"{number} warnings, in {RunDir(facts['path']).evaluation_md}"
 
 
 def _state_text(facts: Facts) -> str:

@@ -92,9 +92,17 @@ def test_a_finished_run_with_scores(folder, capsys) -> None:
     about = {"num_images_trained": 25600, "weights_sha256": SHA}
     (folder / "model" / "config.json").write_text(json.dumps(about))
     scores = {"16": {"fd_lite0": {"value": 12.25}}}
-    (folder / "metrics.json").write_text(json.dumps({"scores": scores, "settings": {}}))
+    (folder / "metrics.json").write_text(
+        json.dumps({"scores": scores, "settings": {}, "warnings": ["few"]})
+    )
     text = shown(capsys, folder)
-    for fact in ("finished", f"of 25,600 images, weights {SHA}", "fd_lite0", "12.2"):
+    for fact in (
+        "finished",
+        f"of 25,600 images, weights {SHA}",
+        "fd_lite0",
+        "12.2",
+        "1 warnings, in",
+    ):
         assert fact in text
     found = facts(capsys, folder)
     assert found["state"] == "finished"
