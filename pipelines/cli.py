@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pipelines.commands import BENCHES, CONFIGURED, FOLDER_OPTIONS, stage_parser, top_parser
+from pipelines.commands import CONFIGURED, FOLDER_OPTIONS, parse, top_parser
+from pipelines.descriptions import BENCHES
 
 if TYPE_CHECKING:
     from pipelines.config import Config
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = top_parser().parse_args(arguments[:1]).stage
     if name == "bench" and arguments[1:2] and arguments[1] in BENCHES:
         name = f"bench {arguments.pop(1)}"
-    options = stage_parser(name).parse_intermixed_args(arguments[1:])
+    options = parse(name, arguments[1:])
     signal.signal(signal.SIGTERM, _terminate)
 
     from pipelines.errors import StageFailed, UserError
@@ -60,6 +61,10 @@ def _run(name: str, options: argparse.Namespace) -> int:
         return _report(options)
     if name == "export":
         return _export(options)
+    if name == "status":
+        return _status(options)
+    if name == "submit":
+        return _submit(options)
     of_folders = {key: value for key, value in vars(options).items() if key in FOLDER_OPTIONS}
     if name == "evaluate" and of_folders:
         return _folders(options, of_folders)
@@ -67,7 +72,7 @@ def _run(name: str, options: argparse.Namespace) -> int:
         return _remote(options)
     from pipelines.config import to_yaml
 
-    config = _load(name, options)
+    config = load(name, options)
     if name == "config" or options.print_config:
         print(to_yaml(config), end="")
         return 0
@@ -130,6 +135,21 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _status(options: argparse.Namespace) -> int:
+    status = importlib.import_module("pipelines.status")
+    print(status.run(options.path, as_json=options.json))
+    return 0
+
+
+def _submit(options: argparse.Namespace) -> int:
+    from pipelines.session import setup_logging
+
+    setup_logging()
+    submit = importlib.import_module("pipelines.submit")
+    code: int = submit.run(submit.settle(vars(options)))
+    return code
+
+
 def _folders(options: argparse.Namespace, given: dict[str, Any]) -> int:
     from pipelines.errors import UserError
     from pipelines.session import setup_logging
@@ -184,8 +204,16 @@ def _dashed(name: str) -> str:
     return name.replace("_", "-")
 
 
-def _load(name: str, options: argparse.Namespace) -> "Config":
-    """The configuration of a preset, or without one that of an earlier run."""
+def load(name: str, options: argparse.Namespace) -> "Config":
+    """The configuration of a preset, or without one that of an earlier run.
+
+    Args:
+        name: of the stage.
+        options: what its parser made of its arguments.
+
+    Raises:
+        UserError: whatever is wrong with it.
+    """
     from pipelines.config import UserError, from_yaml, load_config, preset_names
 
     overrides = [

@@ -1,128 +1,13 @@
-"""What `layered` understands: its stages and benchmarks, and the arguments of each. Imports nothing heavy: help must be quick.
+"""What `layered` understands: the arguments of each stage and benchmark. Imports nothing heavy: help must be quick.
 
 Called by `cli`.
 """
 
 import argparse
 import os
-from dataclasses import dataclass
 from typing import Any
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stage:
-    """What the help says about a stage."""
-
-    summary: str
-    description: str
-    example: str
-
-
-STAGES = {
-    "prepare": Stage(
-        summary="pictures and captions -> dataset",
-        description="Reads pictures and captions (COCO's files, Parquet rows, or a folder of pictures with .txt files), crops\n"
-        "and resizes the pictures, encodes the captions, and writes a dataset of Parquet files. What cannot be used is\n"
-        "listed with its reason. Interrupted, the same command goes on where it was.",
-        example="layered prepare --preset photo128 data.train_images=s3://bucket/train2017",
-    ),
-    "inspect": Stage(
-        summary="what a dataset holds; --check: whether all of it is sound",
-        description="Prints what a prepared dataset holds and how it was made, and writes a contact sheet of pictures with\n"
-        "captions. With --check everything is read, and the exit code is 1 where something is not as the manifest says.",
-        example="layered inspect datasets/demo --check",
-    ),
-    "train": Stage(
-        summary="dataset -> model",
-        description="Trains a layered model on a prepared dataset. The same command again goes on from the last\n"
-        "checkpoint.",
-        example="layered train --preset demo train.num_images=4096",
-    ),
-    "evaluate": Stage(
-        summary="model and dataset -> scores",
-        description="Draws pictures for captions of the validation split and scores them at every resolution. With --generated\n"
-        "and --reference it scores a folder of anyone's pictures instead, and needs neither run nor dataset.",
-        example="layered evaluate --run runs/demo evaluate.num_images=256\n"
-        "  layered evaluate --generated samples/ --reference coco/val2017/ --extractor inception",
-    ),
-    "export": Stage(
-        summary="checkpoint -> model",
-        description="Writes the averaged weights of a run's newest checkpoint, or of another, as a model's directory. Training\n"
-        "does so by itself at its end.",
-        example="layered export runs/coco512 --num-images 5000000 --output models/early",
-    ),
-    "report": Stage(
-        summary="run -> one page with curves, pictures and scores",
-        description="Writes one HTML page about a run, finished or not: curves of all that was logged, grids of samples,\n"
-        "scores, configuration and environment. The page needs no other file and no network.",
-        example="layered report runs/demo",
-    ),
-    "sample": Stage(
-        summary="model and a prompt -> pictures",
-        description="Draws pictures of a prompt at every resolution, as PNG files and one sheet. With --server a server of\n"
-        "`layered serve` draws them, at one resolution, and neither run nor preset is needed; an API key is read from the\n"
-        "environment's LAYERED_API_KEY.",
-        example='layered sample "a red apple" --run runs/demo --seed 7\n'
-        '  layered sample "a red apple" --server http://127.0.0.1:8000 --size 32',
-    ),
-    "serve": Stage(
-        summary="model -> a page, and an HTTP interface as OpenAI's",
-        description="Draws for others over HTTP on Ray Serve: a page for people, the OpenAI images API for programs, previews\n"
-        "while a picture is being drawn. Ends when it is interrupted. A model that is exported anew is picked up.",
-        example="layered serve --run runs/demo serve.port=8080",
-    ),
-    "demo": Stage(
-        summary="prepare, train, evaluate and sample the embedded pictures",
-        description="Runs prepare, train, evaluate and sample as jobs of a local Ray. Interrupted, it goes on where it was.",
-        example="layered demo",
-    ),
-    "bench": Stage(
-        summary="speed and memory of networks, and of the stages",
-        description="Measures the networks of presets of shape (64T, 128S, 256S, S, B, L) beside the single-scale network\n"
-        "and diffusers' U-Net of equal multiply-adds, in one run. Reads no configuration. `layered bench prepare`,\n"
-        "`layered bench loader`, `layered bench train`, `layered bench serve` and `layered bench fid` measure those; each\n"
-        "has its own --help.",
-        example="layered bench 64T --threads 1 --output bench.json",
-    ),
-    "config": Stage(
-        summary="print a resolved configuration",
-        description="Prints what a stage would be run with.",
-        example="layered config --preset coco512 train.num_workers=16",
-    ),
-}
-
-BENCHES = {
-    "prepare": Stage(
-        summary="",
-        description="Measures prepare on made-up pictures of COCO's sizes beside its work alone in a pool of processes, and the\n"
-        "memory it takes. Settings are those of the preset coco512.",
-        example="layered bench prepare --num-images 5000 20000 model.resolutions=[64,128,256]",
-    ),
-    "train": Stage(
-        summary="",
-        description="Measures training under Ray Train beside a bare PyTorch loop on the same batches, with as many threads.",
-        example="layered bench train --workers 1 2 --threads 2",
-    ),
-    "fid": Stage(
-        summary="",
-        description="Measures the Frechet distance beside scipy.linalg.sqrtm, in time and in error, and the Inception network\n"
-        "beside torch-fidelity's, where an interpreter that has it is named.",
-        example="layered bench fid --oracle-python .venv-oracles/bin/python",
-    ),
-    "serve": Stage(
-        summary="",
-        description="Measures serving over HTTP on a local Ray: images/s beside the bare pipeline, waiting times beside the\n"
-        "same server with Ray Serve's @serve.batch, first previews, and with --soak an overload. Random weights.",
-        example="layered bench serve --threads 1 --rounds 5 --soak 600",
-    ),
-    "loader": Stage(
-        summary="",
-        description="Measures the training loader beside decoding alone and beside other loaders that are installed.",
-        example="layered bench loader --dataset datasets/coco --batch-size 64",
-    ),
-}
-"""What `bench` measures beside networks."""
-
+from pipelines.descriptions import BENCHES, STAGES
 
 CONFIGURED = ("preset", "config", "dataset", "run", "print_config", "dry_run")
 """Options of stages that have a configuration."""
@@ -141,6 +26,12 @@ FOLDER_OPTIONS = (
     "threads",
 )
 """Of `evaluate`, for a folder of pictures; a run has its configuration."""
+
+SUBMITTABLE = ("prepare", "train", "evaluate", "sample", "export", "demo")
+"""Stages that `submit` makes jobs of."""
+
+CHAINABLE = ("prepare", "train", "evaluate")
+"""Those that take the same arguments."""
 
 _NUMBER: dict[str, Any] = {"type": int, "metavar": "N"}
 
@@ -165,6 +56,15 @@ def top_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse(name: str, arguments: list[str]) -> argparse.Namespace:
+    """Reads the words after the first; ends the process where they are wrong, or ask for help."""
+    parser = stage_parser(name)
+    if name != "submit":
+        return parser.parse_intermixed_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    return argparse.Namespace(**vars(options), rest=rest)
+
+
 def stage_parser(name: str) -> argparse.ArgumentParser:
     """What reads the rest, of a stage or of ``bench`` and what it measures."""
     stage = STAGES.get(name) or BENCHES[name.removeprefix("bench ")]
@@ -173,6 +73,8 @@ def stage_parser(name: str) -> argparse.ArgumentParser:
         description=stage.description,
         epilog=f"example:\n  {stage.example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        # Of the stage's own arguments, which `submit` hands on, none is a short form of one of its own.
+        allow_abbrev=name != "submit",
     )
     if name in ARGUMENTS:
         ARGUMENTS[name](parser)
@@ -270,6 +172,43 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="directory of a run; local or s3://")
     parser.add_argument("--output", metavar="FILE", help="where to write (RUN/report.html)")
+
+
+def _add_submit_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "layered submit STAGE[,STAGE...] [the stage's own arguments] [options]"
+    parser.add_argument(
+        "stage",
+        nargs="?",
+        metavar="STAGE",
+        help=f"{', '.join(SUBMITTABLE)}; or a chain of {', '.join(CHAINABLE)}, with commas",
+    )
+    parser.add_argument(
+        "--address",
+        metavar="URL",
+        help="the cluster's dashboard, http://head:8265 (RAY_API_SERVER_ADDRESS)",
+    )
+    parser.add_argument("--wait", action="store_true", help="show the log; exit as the job does")
+    parser.add_argument("--id", metavar="NAME", help="of the new job (Ray makes one up)")
+    parser.add_argument(
+        "--env",
+        metavar="KEY[=VALUE]",
+        action="append",
+        default=[],
+        help="environment variable for the job, with the value it has here; no secrets",
+    )
+    parser.add_argument(
+        "--pip", action="store_true", help="install the packages of constraints.txt for the job"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check, print the line, send nothing"
+    )
+    parser.add_argument("--follow", metavar="ID", help="show the log of an earlier job, as --wait")
+    parser.add_argument("--stop", metavar="ID", help="stop a job, and wait until it has")
+
+
+def _add_status_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="RUN", help="a run, or a dataset; local or s3://")
+    parser.add_argument("--json", action="store_true", help="for programs")
 
 
 def _add_bench_arguments(parser: argparse.ArgumentParser) -> None:
@@ -380,6 +319,8 @@ ARGUMENTS = {
     "inspect": _add_inspect_arguments,
     "export": _add_export_arguments,
     "report": _add_report_arguments,
+    "status": _add_status_arguments,
+    "submit": _add_submit_arguments,
     "bench": _add_bench_arguments,
     "bench prepare": _add_bench_prepare_arguments,
     "bench loader": _add_bench_loader_arguments,

@@ -2,7 +2,10 @@
 
 Starts a local Ray with its job server, submits prepare, train, evaluate and sample one after the other, turns their progress
 lines into bars, and ends with where the pictures are, the scores, and what to try next. A stage whose result is there already
-says so and ends, so the same command after an interruption goes on where it was. Logs are in ``RUN/logs``. Run by `cli`.
+says so and ends, so the same command after an interruption goes on where it was. Logs are in ``RUN/logs``.
+
+Inside a job (`layered submit demo`) it submits nothing: the stages are its own processes, one after the other, so that whoever
+follows or stops the job does so with all of them. Run by `cli`.
 """
 
 import contextlib
@@ -11,25 +14,25 @@ import logging
 import os
 import re
 import shlex
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import yaml
 
-from pipelines import score_report, storage
+from pipelines import jobs, score_report, storage
 from pipelines.config import Config, UserError, to_yaml
 from pipelines.dataset import PreparedDataset
 from pipelines.runs import step_split
 from pipelines.schema import RunDir
-from pipelines.session import Needs, Progress, connect, event
+from pipelines.session import Needs, Progress, check_job_path, connect, event, in_job
 
 logger = logging.getLogger(__name__)
 
 PROMPT = "a soccer ball on a yellow background"
-POLL_SECONDS = 0.5
-AGENT_SECONDS = 60.0
 LOG_TAIL = 40
 _PROGRESS = re.compile(
     r"progress stage=(?P<stage>\S+) done=(?P<done>\d+) total=(?P<total>\d+) unit=(?P<unit>\S+)"
@@ -43,9 +46,11 @@ class JobFailed(RuntimeError):
 
 def check(config: Config) -> list[str]:
     """Says what would be done."""
+    _check_paths(config)
+    how = "one after the other in this job" if in_job() else "as jobs of a local Ray"
     return [
         f"prepare {storage.absolute(config.dataset)}, then train, evaluate and sample in "
-        f"{storage.absolute(config.run)}, as jobs of a local Ray"
+        f"{storage.absolute(config.run)}, {how}"
     ]
 
 
@@ -56,22 +61,33 @@ def run(config: Config) -> None:
         UserError: a stage found a mistake of the user's.
         JobFailed: a stage failed.
     """
+    _check_paths(config)
     layout = RunDir(storage.absolute(config.run))
     storage.require_writable(layout.path, "run")
     began = time.monotonic()
-    with connect(config, Needs(stage="demo"), dashboard=True) as context:
-        from ray.job_submission import JobSubmissionClient
-
-        client = JobSubmissionClient(f"http://{context.dashboard_url}")
-        for stage, arguments in _stages(config, layout):
-            _run_job(client, stage, arguments, layout)
+    if in_job():
+        with tempfile.TemporaryDirectory(prefix="demo-") as folder:
+            for stage, arguments in _stages(config, layout, folder):
+                _run_here(stage, arguments)
+    else:
+        with connect(config, Needs(stage="demo"), dashboard=True) as context:
+            client = jobs.connect(f"http://{context.dashboard_url}")
+            for stage, arguments in _stages(config, layout, layout.path):
+                _run_job(client, stage, arguments, layout)
     _tell(config, layout, time.monotonic() - began)
+    event(logger, "wrote", run=layout.path, dataset=storage.absolute(config.dataset))
 
 
-def _stages(config: Config, layout: RunDir) -> Iterator[tuple[str, list[str]]]:
-    """Each stage with its arguments; all read the one resolved configuration."""
+def _check_paths(config: Config) -> None:
+    if in_job():
+        check_job_path(config.run, "run")
+        check_job_path(config.dataset, "dataset")
+
+
+def _stages(config: Config, layout: RunDir, folder: str) -> Iterator[tuple[str, list[str]]]:
+    """Each stage with its arguments; all read the one resolved configuration, written into the folder."""
     base = {k: v for k, v in yaml.safe_load(to_yaml(config)).items() if k != "preset"}
-    path = storage.join(layout.path, "demo.yaml")
+    path = storage.join(folder, "demo.yaml")
     content = yaml.safe_dump({"base": base, "presets": {config.preset: {}}}, sort_keys=False)
     storage.write_atomically(path, content.encode())
     common = ["--config", path, "--preset", config.preset, "--run", layout.path]
@@ -81,6 +97,20 @@ def _stages(config: Config, layout: RunDir) -> Iterator[tuple[str, list[str]]]:
     yield "sample", [PROMPT, *common]
 
 
+def _run_here(stage: str, arguments: Sequence[str]) -> None:
+    """Runs one stage as a process of this job, into whose log it writes; ends with its exit code where that is not 0."""
+    event(logger, "demo", stage=stage)
+    with subprocess.Popen([sys.executable, "-m", f"pipelines.{stage}", *arguments]) as process:
+        try:
+            code = process.wait()
+        except BaseException:
+            process.terminate()  # Ray tells all processes of a job that is stopped; others may not
+            raise
+    if code:
+        # It has said why. No more words: a job's log ends with its cause.
+        raise SystemExit(code if code > 0 else 128 - code)
+
+
 def _run_job(client: Any, stage: str, arguments: Sequence[str], layout: RunDir) -> None:
     """Submits one stage and follows it to its end.
 
@@ -88,7 +118,7 @@ def _run_job(client: Any, stage: str, arguments: Sequence[str], layout: RunDir) 
     server as well, which then answers no more.
     """
     command = [sys.executable, "-m", f"pipelines.{stage}", *arguments]
-    job = _submit(client, shlex.join(command), stage)
+    job = jobs.submit(client, shlex.join(command), metadata={"stage": stage})
     event(logger, "job", stage=stage, id=job)
     try:
         log = _follow(client, job)
@@ -98,7 +128,7 @@ def _run_job(client: Any, stage: str, arguments: Sequence[str], layout: RunDir) 
                 client.stop_job(job)
         raise
     storage.write_atomically(f"{layout.path}/logs/{stage}.log", log.encode())
-    info = client.get_job_info(job)
+    info = jobs.info(client, job)
     if info.driver_exit_code == 0:
         return
     lines = log.splitlines()
@@ -110,43 +140,23 @@ def _run_job(client: Any, stage: str, arguments: Sequence[str], layout: RunDir) 
     )
 
 
-def _submit(client: Any, entrypoint: str, stage: str) -> str:
-    """Submits a job; a Ray that has just started may need a while before its agent takes any."""
-    deadline = time.monotonic() + AGENT_SECONDS
-    while True:
-        try:
-            return str(client.submit_job(entrypoint=entrypoint, metadata={"stage": stage}))
-        except RuntimeError as error:
-            if "No available agent" not in str(error):
-                raise
-            if time.monotonic() > deadline:
-                raise UserError(
-                    "demo: Ray takes no jobs, as when another Ray on this machine holds port 52365; "
-                    "stop that one first"
-                ) from error
-            time.sleep(POLL_SECONDS)
-
-
 def _follow(client: Any, job: str) -> str:
     """Waits for a job, showing the last progress line of its log as a bar; returns the log."""
+    log = ""
     with contextlib.ExitStack() as stack:
         bar: Progress | None = None
-        while True:
-            ended = client.get_job_status(job).is_terminal()
-            log: str = client.get_job_logs(job)
-            lines = list(_PROGRESS.finditer(log))
-            if lines:
-                line = lines[-1]
+        for text in jobs.follow(client, job):
+            begun = log.rpartition("\n")[2]  # of a line that had not come to its end
+            log += text
+            for line in _PROGRESS.finditer((begun + text).rpartition("\n")[0]):
+                done = int(line["done"])
                 if bar is None:
-                    first = int(lines[0]["done"])
-                    bar = Progress(line["stage"], int(line["total"]), line["unit"], first)
+                    bar = Progress(line["stage"], int(line["total"]), line["unit"], done)
                     stack.enter_context(bar)
-                if int(line["done"]) > bar.done:
+                if done > bar.done:
                     fields = dict(part.split("=", 1) for part in shlex.split(line["fields"]))
-                    bar.update(int(line["done"]) - bar.done, **fields)
-            if ended:
-                return log
-            time.sleep(POLL_SECONDS)
+                    bar.update(done - bar.done, **fields)
+    return log
 
 
 def _tell(config: Config, layout: RunDir, seconds: float) -> None:

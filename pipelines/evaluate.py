@@ -66,14 +66,15 @@ def run(config: Config) -> dict[str, Any]:
     """
     plan = Plan.of(config)
     result = _finished(plan)
+    made = "wrote" if result is None else "kept"
     if result is None:
         storage.require_writable(plan.layout.path, "run")
         for series in plan.find("real"):
             storage.require_writable(series.root, "evaluate.references")
         result = _evaluate(config, plan)
-    else:
-        event(logger, "evaluate", finished=plan.layout.scores)
     sys.stdout.write(score_report.table(result) + "\n")
+    layout = plan.layout
+    event(logger, made, scores=layout.scores, grid=layout.grid, report=layout.evaluation_html)
     return result
 
 

@@ -5,6 +5,7 @@ Training writes ``RUN/model`` at its end. Before that, and for checkpoints that 
 """
 
 import logging
+import sys
 
 from layered_model import checkpoint
 from layered_model.checkpoint import ModelConfig
@@ -52,5 +53,11 @@ def run(run: str, output: str | None = None, num_images: int | None = None) -> s
     path = layout.model if output is None else storage.absolute(output)
     for name, content in checkpoint.encode(config, state["averages"][0]["weights"]).items():
         storage.write_atomically(storage.join(path, name), content)
-    event(logger, "exported", model=path, images=config.num_images_trained)
+    event(logger, "wrote", model=path, images=config.num_images_trained)
     return path
+
+
+if __name__ == "__main__":
+    from pipelines.cli import main
+
+    raise SystemExit(main(["export", *sys.argv[1:]]))

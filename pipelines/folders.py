@@ -99,7 +99,8 @@ def run(settings: Settings) -> dict[str, Any]:
     for warning in result["warnings"]:
         logger.warning(warning)
     storage.write_atomically(output, scores.to_json(result))
-    sys.stdout.write(f"{extractor.title}\n{scores.table(result['scores'])}\n{output}\n")
+    sys.stdout.write(f"{extractor.title}\n{scores.table(result['scores'])}\n")
+    event(logger, "wrote", scores=output)
     return result
 
 

@@ -121,11 +121,12 @@ def run(config: Config) -> Manifest:
     """
     plan = _plan(config)
     if _is_finished(plan):
-        event(logger, "prepared", dataset=plan.dataset, state="finished already")
+        event(logger, "kept", dataset=plan.dataset, state="finished already")
         return _read_manifest(plan)
     storage.require_writable(plan.dataset, "dataset")
-    settings = json.dumps(dataclasses.asdict(plan.settings), indent=2) + "\n"
-    storage.write_atomically(storage.join(plan.dataset, schema.SETTINGS), settings.encode())
+    begun = dataclasses.asdict(plan.settings) | {schema.PLANNED: plan.num_images}
+    content = json.dumps(begun, indent=2) + "\n"
+    storage.write_atomically(storage.join(plan.dataset, schema.SETTINGS), content.encode())
     finished = _find_finished(plan)
     missing = [unit for unit in plan.units() if unit not in finished]
     if missing:
@@ -141,7 +142,7 @@ def run(config: Config) -> Manifest:
     storage.remove(storage.join(plan.dataset, schema.SETTINGS))
     for name, split in manifest.splits.items():
         event(logger, "prepared", split=name, **dataclasses.asdict(split.counts))
-    event(logger, "prepared", dataset=plan.dataset)
+    event(logger, "wrote", dataset=plan.dataset)
     return manifest
 
 

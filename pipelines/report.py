@@ -5,20 +5,17 @@ missing is left out, and what is damaged is named.
 """
 
 import datetime
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import yaml
 
 from pipelines import curves, score_report, storage
 from pipelines.errors import UserError
 from pipelines.gallery import evenly, figure
-from pipelines.history import MAX_POINTS, History, parse
+from pipelines.history import MAX_POINTS, History
 from pipelines.markup import (
     Element,
     cell,
@@ -32,6 +29,7 @@ from pipelines.markup import (
     section,
     table,
 )
+from pipelines.run_state import Run, duration, load, times, tree_of
 from pipelines.schema import RunDir
 from pipelines.style import page_style
 
@@ -39,45 +37,6 @@ MAX_GRIDS = 8
 """Of those drawn while training, that are shown."""
 GRID_WIDTH = 900
 """Pixels that a grid of training is shrunk to."""
-
-_CONFIG_OF_MODEL = "config.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """What was found in a run's directory."""
-
-    layout: RunDir
-    history: History
-    config_text: str | None
-    config: Mapping[str, Any]
-    "The same, read; empty if it is not there or cannot be read."
-    logged: datetime.datetime
-    "When the last line was written."
-    num_exported: int
-    "Pictures that the exported model was trained on; 0 if there is none."
-
-    @property
-    def num_seen(self) -> int:
-        """Pictures, by the last line of the log."""
-        return int(self.history.positions[-1])
-
-    @property
-    def num_planned(self) -> int | None:
-        """Pictures of the whole training."""
-        train = self.config.get("train")
-        planned = train.get("num_images") if isinstance(train, Mapping) else None
-        return planned if isinstance(planned, int) else None
-
-    @property
-    def finished(self) -> bool:
-        """Whether there is a model of the whole training."""
-        return self.num_exported >= (self.num_planned or 1)
-
-    @property
-    def name(self) -> str:
-        """The last part of its path."""
-        return self.layout.path.rpartition("/")[2]
 
 
 def run(path: str, output: str | None = None) -> str:
@@ -100,70 +59,6 @@ def run(path: str, output: str | None = None) -> str:
     except OSError as error:
         raise UserError(f"the report cannot be written to {target!r}: {error}") from error
     return target
-
-
-def load(path: str) -> Run:
-    """Reads a run's directory.
-
-    Raises:
-        UserError: there is no run, or it has logged nothing yet.
-    """
-    layout = RunDir(storage.absolute(path))
-    config_text = _text(layout.config)
-    try:
-        log = storage.read_bytes(layout.metrics_log)
-        logged = storage.modified(layout.metrics_log)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(_nothing(path, config_text)) from error
-    except OSError as error:
-        raise UserError(f"{layout.metrics_log} cannot be read: {error}") from error
-    history = parse(log.decode(errors="replace"))
-    if not history.positions:
-        raise UserError(_nothing(path, config_text))
-    try:
-        config = yaml.safe_load(config_text or "")
-    except yaml.YAMLError:
-        config = None
-    return Run(
-        layout=layout,
-        history=history,
-        config_text=config_text,
-        config=config if isinstance(config, Mapping) else {},
-        logged=logged,
-        num_exported=_num_exported(layout),
-    )
-
-
-def _nothing(path: str, config_text: str | None) -> str:
-    if config_text is None:
-        return f"run={path!r}: no run there; `layered train --preset NAME --run {path}` makes one"
-    return (
-        f"run={path!r}: nothing is logged yet; `layered train --run {path}` writes metrics.jsonl, a line every "
-        "train.log_every_images pictures"
-    )
-
-
-def _num_exported(layout: RunDir) -> int:
-    tree = _tree(storage.join(layout.model, _CONFIG_OF_MODEL))
-    trained = tree.get("num_images_trained") if isinstance(tree, Mapping) else None
-    return trained if isinstance(trained, int) else 0
-
-
-def _text(path: str) -> str | None:
-    """The text of a file; None if there is none."""
-    try:
-        return storage.read_bytes(path).decode(errors="replace")
-    except OSError:
-        return None
-
-
-def _tree(path: str) -> Any:
-    """What a JSON file holds; None if there is none, and a sentence where it cannot be read."""
-    text = _text(path)
-    try:
-        return None if text is None else json.loads(text)
-    except ValueError as error:
-        return f"{path.rpartition('/')[2]} cannot be read: {error}"
 
 
 def render(found: Run) -> bytes:
@@ -218,33 +113,20 @@ def _facts(found: Run) -> Iterator[tuple[str, *tuple[str | Element, ...]]]:
     else:
         bar = element("progress", max=planned, value=min(seen, planned), aria_label="pictures seen")
         yield "pictures seen", f"{seen:,} of {planned:,} ", bar
+    if (sizes := found.resolutions) is not None:
+        yield "resolutions", ", ".join(map(str, sizes)) + " px"
     model = found.config.get("model")
-    if isinstance(model, Mapping):
-        if isinstance(sizes := model.get("resolutions"), list):
-            yield "resolutions", ", ".join(map(str, sizes)) + " px"
-        if (count := num_parameters(model)) is not None:
-            yield "parameters", f"{count:,}"
-    yield from _times(found)
-    yield "last line of the log", f"{found.logged:%Y-%m-%d %H:%M} UTC"
+    if isinstance(model, Mapping) and (count := num_parameters(model)) is not None:
+        yield "parameters", f"{count:,}"
+    if (spent := times(found)) is not None:
+        yield "training time", duration(spent.seconds)
+        yield "mean speed", f"{spent.speed:,.3g} pictures a second"
+        if spent.seconds_left is not None:
+            yield "left at the latest speed", duration(spent.seconds_left)
+    if found.logged is not None:
+        yield "last line of the log", f"{found.logged:%Y-%m-%d %H:%M} UTC"
     if number := found.history.num_unreadable:
         yield "lines of the log", f"{number:,} cannot be read and are left out"
-
-
-def _times(found: Run) -> Iterator[tuple[str, str]]:
-    """How long it took and, of a run that is not finished, will take."""
-    column = found.history.columns.get("images_per_second")
-    if column is None:
-        return
-    speed = np.asarray(column.y)
-    pictures = np.diff(np.asarray(column.x), prepend=0.0)
-    sound = np.isfinite(speed) & (speed > 0)
-    seconds = float(np.sum(pictures[sound] / speed[sound]))
-    if seconds:
-        yield "training time", duration(seconds)
-        yield "mean speed", f"{pictures[sound].sum() / seconds:,.3g} pictures a second"
-    left = (found.num_planned or 0) - found.num_seen
-    if left > 0 and sound.any():
-        yield "left at the latest speed", duration(left / float(speed[sound][-1]))
 
 
 def num_parameters(model: Mapping[str, Any]) -> int | None:
@@ -263,18 +145,6 @@ def num_parameters(model: Mapping[str, Any]) -> int | None:
     except (TypeError, ValueError):
         return None
     return sum(parameter.numel() for parameter in network.parameters())
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the two greatest units: ``3 h 20 min``."""
-    sizes = {"d": 86400, "h": 3600, "min": 60, "s": 1}
-    rest = round(seconds)
-    parts: list[str] = []
-    for unit, size in sizes.items():
-        number, rest = divmod(rest, size)
-        if number or (parts and len(parts) < 2):
-            parts.append(f"{number:,} {unit}")
-    return " ".join(parts[:2]) or "under 1 s"
 
 
 def _pictures(layout: RunDir) -> Iterator[Element]:
@@ -303,7 +173,7 @@ def _grid_of(num_images: int, content: bytes | OSError) -> Element:
 
 def _scores(layout: RunDir) -> Iterator[Element]:
     """What the evaluation left."""
-    tree = _tree(layout.scores)
+    tree = tree_of(layout.scores)
     result = {"warnings": [tree]} if isinstance(tree, str) else tree
     if not isinstance(result, Mapping):
         result = {}
@@ -331,7 +201,7 @@ def _values(history: History) -> Iterator[Element]:
 
 
 def _environment(layout: RunDir) -> Iterator[Element]:
-    tree = _tree(layout.environment)
+    tree = tree_of(layout.environment)
     if isinstance(tree, str):
         yield section("Environment", element("p", tree, class_="bad"))
     elif tree:

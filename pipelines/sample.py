@@ -124,6 +124,7 @@ def run(
             progress.update(len(prompts))
     paths.append(_write_sheet(folder, prompt, config.seed, shown, facts))
     sys.stdout.write("\n".join(paths) + "\n")
+    event(logger, "wrote", images=len(paths) - 1, sheet=paths[-1])
     return paths
 
 

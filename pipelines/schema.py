@@ -18,7 +18,9 @@ VERSION = 1
 SPLITS = ("train", "val")
 MANIFEST = "manifest.json"
 SETTINGS = "preparing.json"
-"""Settings of a dataset that is not finished; gone once the manifest is there."""
+"""Settings of a dataset that is not finished, and `PLANNED`; gone once the manifest is there."""
+PLANNED = "num_images"
+"""Pictures that it is being made of, used or not."""
 NULL_TEXT = "null_text.npy"
 REJECTS_FOLDER = "rejects"
 ROWS_PER_GROUP = 64

@@ -107,17 +107,20 @@ def set_environment() -> None:
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if "RAY_AUTH_MODE" not in os.environ:
-        starts = "RAY_ADDRESS" not in os.environ
-        if starts:
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        has_token = (
-            "RAY_AUTH_TOKEN" in os.environ
-            or "RAY_AUTH_TOKEN_PATH" in os.environ
-            or (Path.home() / ".ray" / "auth_token").is_file()
-        )
-        os.environ["RAY_AUTH_MODE"] = "token" if has_token else "disabled"
+    if "RAY_AUTH_MODE" not in os.environ and "RAY_ADDRESS" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ.setdefault("RAY_AUTH_MODE", joining_auth_mode())
     _refresh_imported_ray()
+
+
+def joining_auth_mode() -> str:
+    """``RAY_AUTH_MODE`` of whoever joins or asks a cluster, where the user has not set it: ``token`` if there is one."""
+    has_token = (
+        "RAY_AUTH_TOKEN" in os.environ
+        or "RAY_AUTH_TOKEN_PATH" in os.environ
+        or (Path.home() / ".ray" / "auth_token").is_file()
+    )
+    return "token" if has_token else "disabled"
 
 
 def _refresh_imported_ray() -> None:
@@ -253,16 +256,37 @@ def check_paths(paths: Sequence[str], *, several_nodes: bool, shared: bool) -> N
     for path in paths:
         if "://" in path or path.startswith("package:"):
             continue
-        if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not os.path.isabs(path):
-            raise UserError(
-                f"{path!r} is relative, and a submitted job runs in a copy of its working "
-                "directory that is deleted later; give an absolute path or s3://"
-            )
+        if in_job():
+            check_job_path(path)
         if several_nodes and not shared:
             raise UserError(
                 f"{path!r} is a local path, and the cluster has or may get several nodes; give s3://, or "
                 "set ray.shared_paths=true if every node mounts the same directory there"
             )
+
+
+def in_job() -> bool:
+    """Whether this process belongs to a submitted job."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def check_job_path(path: str, key: str = "") -> None:
+    """Refuses a path that would lie in a job's throw-away working directory.
+
+    Args:
+        path: as configured.
+        key: the configuration's key that gave it, or the option, for the message.
+
+    Raises:
+        UserError: naming the path.
+    """
+    if "://" in path or path.startswith("package:") or os.path.isabs(path):
+        return
+    named = f"{key}={path!r}" if key else repr(path)
+    raise UserError(
+        f"{named} is relative, and a submitted job runs in a copy of its working "
+        "directory that is deleted later; give an absolute path or s3://"
+    )
 
 
 def setup_logging() -> None:

@@ -171,6 +171,18 @@ def _read_or_error(path: str) -> bytes | OSError:
         return error
 
 
+def size(path: str) -> int:
+    """Bytes of a file.
+
+    Raises:
+        OSError: as `open` does.
+    """
+    if is_remote(path):
+        filesystem, name = _remote(path)
+        return int(filesystem.size(name))
+    return os.path.getsize(path)
+
+
 def modified(path: str) -> datetime.datetime:
     """When a file was last written, in UTC.
 

@@ -122,15 +122,16 @@ def run(config: Config) -> str:
     check(config)
     layout = RunDir(storage.absolute(config.run))
     if (trained := _num_images_trained(layout)) >= config.train.num_images:
-        event(logger, "trained", model=layout.model, images=trained, state="finished already")
+        event(logger, "kept", model=layout.model, images=trained, state="finished already")
         return layout.model
     storage.require_writable(layout.path, "run")
     storage.write_atomically(layout.config, to_yaml(config).encode())
     # With the dashboard, because Ray Train watches its own controller through it.
     with connect(config, needs(config), dashboard=True), _followed(config, layout):
         _fit(config, layout)
-    event(logger, "trained", model=layout.model, images=config.train.num_images)
+    event(logger, "trained", images=config.train.num_images)
     event(logger, "step", split=step_split(layout))
+    event(logger, "wrote", run=layout.path, model=layout.model, log=layout.metrics_log)
     return layout.model
 
 
