@@ -127,14 +127,15 @@ class Denoiser:
         model's top. Pictures of lower layers are clamped to `LOW_BOUND` or not at all: a sinc-downscaled picture overshoots.
         """
         diffusion, kind, count = self.diffusion, self.diffusion.config.prediction, len(t)
-        guided = self._guided(t)[1]
+        logsnr = asked.logsnr[:count]
+        guided = self.guidance.active(logsnr).nonzero().flatten()
         scales = self.guidance.for_layers(len(diffusion.resolutions))
         x0 = []
         for layer, (output, x_t) in enumerate(zip(outputs, asked.x, strict=True)):
             cond, uncond = output[:count], output[count:]
             mixed = uncond + scales[layer] * (cond[guided] - uncond)
             cond = cond.index_copy(0, guided, mixed)
-            x0.append(to_x0(kind, cond, x_t[:count], *diffusion.alpha_sigma(t, layer)))
+            x0.append(to_x0(kind, cond, x_t[:count], *diffusion.alpha_sigma_at(logsnr, layer)))
         if not diffusion.one_state:
             return x0
         top = self._imposed(diffusion.fuse(x0, self.fuse_weight))

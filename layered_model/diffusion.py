@@ -154,7 +154,13 @@ class LayeredDiffusion:
         self, t: Float[Tensor, " b"], layer: int
     ) -> tuple[Float[Tensor, "b 1 1 1"], Float[Tensor, "b 1 1 1"]]:
         """A layer's alpha and sigma, ready to multiply pictures."""
-        alpha, sigma = alpha_sigma(self.logsnr_ref(t) + self.shifts[layer])
+        return self.alpha_sigma_at(self.logsnr_ref(t), layer)
+
+    def alpha_sigma_at(
+        self, logsnr: Float[Tensor, " b"], layer: int
+    ) -> tuple[Float[Tensor, "b 1 1 1"], Float[Tensor, "b 1 1 1"]]:
+        """The same where the reference's logsnr is known already."""
+        alpha, sigma = alpha_sigma(logsnr + self.shifts[layer])
         return alpha[:, None, None, None], sigma[:, None, None, None]
 
     def pyramid(self, x0: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b c _h _w"]]:
@@ -173,9 +179,10 @@ class LayeredDiffusion:
     ) -> list[Float[Tensor, "b c _h _w"]]:
         """Every layer's noisy picture from the top's: ``c_t D x_t``. Shared noise without extra shifts only."""
         top = self.resolutions.index(x_t.shape[-1])
-        alpha_top = self.alpha_sigma(t, top)[0]
+        logsnr = self.logsnr_ref(t)
+        alpha = [self.alpha_sigma_at(logsnr, layer)[0] for layer in range(top + 1)]
         lower = [
-            self.alpha_sigma(t, layer)[0] / alpha_top * downscale(x_t, resolution, self.kernel)
+            alpha[layer] / alpha[top] * downscale(x_t, resolution, self.kernel)
             for layer, resolution in enumerate(self.resolutions[:top])
         ]
         return [*lower, x_t]
