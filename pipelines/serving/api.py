@@ -172,8 +172,8 @@ class Desk:
             async with batch:
                 return JSONResponse(await self._gather(batch, request, wanted, orders, facts))
         stream = self._stream(batch, wanted, orders, facts)
-        await anext(stream)  # errors before acceptance are raised here
-        return StreamingResponse(stream, media_type="text/event-stream")
+        first = await anext(stream)  # errors before acceptance are raised here
+        return StreamingResponse(_chain(first, stream), media_type="text/event-stream")
 
     async def _gather(
         self,
@@ -245,6 +245,12 @@ class Desk:
         suffix = wanted.output_format
         name = self._shelf.put(file, MEDIA_TYPES[suffix], suffix)
         return {"url": str(request.url_for("file", name=name))}
+
+
+async def _chain(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
+    yield first
+    async for text in rest:
+        yield text
 
 
 def _sse(name: str, told: dict[str, Any]) -> str:

@@ -172,6 +172,20 @@ def test_a_stream_shows_low_layers_first_and_ends_with_the_picture(server, drawn
     assert np.array_equal(np.asarray(opened(last)), drawn())
 
 
+def test_a_stream_begins_when_its_pictures_are_accepted(serve_app):
+    with serve_app(max_pictures=1) as server:
+        slow = threading.Thread(target=lambda: post(server, num_steps=250))
+        slow.start()
+        wait_until(lambda: server.painter.load().active)
+        body = RED | {"stream": True}
+        with httpx.stream("POST", server.url + GENERATIONS, json=body, timeout=60) as answer:
+            lines = answer.iter_lines()
+            assert next(lines) == ": accepted, 0 before it"
+            assert server.painter.load() == Load(1, 1)
+            assert any(line.startswith("event: image_generation.completed") for line in lines)
+        slow.join()
+
+
 def test_a_stream_of_several_pictures_says_which_is_which(server, drawn):
     told = events(post(server, stream=True, partial_images=1, n=2))
     completed = [event for event in told if event["type"].endswith("completed")]
