@@ -77,7 +77,7 @@ def test_what_cannot_be_measured_is_refused(options, told, capsys):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_whole_run(local_ray, tmp_path, capsys):
     options = ["--seconds", "1", "--rounds", "1", "--clients", "4", "--soak", "3", "--threads", "1"]
     output = tmp_path / "bench.json"

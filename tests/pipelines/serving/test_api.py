@@ -203,9 +203,14 @@ def test_an_edit_can_be_streamed(server):
 # OpenAI's own client.
 
 
+def connected(server, key="nobody-asks"):
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0)
+
+
 @pytest.fixture
 def client(server):
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="nobody-asks", max_retries=0)
+    with connected(server) as client:
+        yield client
 
 
 def test_openais_client_generates(client, drawn):
@@ -257,20 +262,21 @@ def test_openais_client_raises_typed_errors(client, serve_app):
     with pytest.raises(openai.NotFoundError) as refused:
         client.images.generate(prompt="a cat", model="dall-e-3")
     assert refused.value.code == "model_not_found"
-    with serve_app(requests_per_minute=1) as server:
-        other = openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0)
+    with serve_app(requests_per_minute=1) as server, connected(server) as other:
         other.images.generate(prompt="", extra_body={"num_steps": 1})
         with pytest.raises(openai.RateLimitError) as refused:
             other.images.generate(prompt="", extra_body={"num_steps": 1})
     assert refused.value.code == "rate_limit_exceeded"
-    with serve_app(max_seconds=0.05) as server:
-        other = openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0)
-        with pytest.raises(openai.APIError, match="deadline"):
-            list(
-                other.images.generate(
-                    prompt="a cat", stream=True, partial_images=3, extra_body={"num_steps": 200}
-                )
+    with (
+        serve_app(max_seconds=0.05) as server,
+        connected(server) as other,
+        pytest.raises(openai.APIError, match="deadline"),
+    ):
+        list(
+            other.images.generate(
+                prompt="a cat", stream=True, partial_images=3, extra_body={"num_steps": 200}
             )
+        )
 
 
 # What is refused.
@@ -509,8 +515,7 @@ def test_models_and_metrics_want_the_key_and_health_does_not(locked):
 
 
 def test_openais_client_is_told_of_a_wrong_key(locked):
-    client = openai.OpenAI(base_url=f"{locked.url}/v1", api_key="wrong", max_retries=0)
-    with pytest.raises(openai.AuthenticationError):
+    with connected(locked, "wrong") as client, pytest.raises(openai.AuthenticationError):
         client.images.generate(prompt="a cat")
 
 
