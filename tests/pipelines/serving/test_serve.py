@@ -280,5 +280,5 @@ def test_the_command_serves_until_it_is_interrupted(run_directory):
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "stopped by=interruption" in errors
-    assert f"page=http://127.0.0.1:{port}" in errors
+    assert f"at http://127.0.0.1:{port} to anybody" in errors
     assert "Traceback" not in errors
