@@ -172,8 +172,9 @@ class Engine:
         seconds = self.clock() - start
         self._seconds += seconds
         kind, now = jobs[0].kind, seconds / len(jobs)
-        before = self._step_seconds.get(kind, now)
-        self._step_seconds[kind] = before + 0.1 * (now - before)
+        with self._changed:  # who submits reads them all
+            before = self._step_seconds.get(kind, now)
+            self._step_seconds[kind] = before + 0.1 * (now - before)
         return True
 
     def _require_room(self) -> None:
