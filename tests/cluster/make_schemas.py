@@ -81,12 +81,7 @@ def plain(kind, version, spec=None, **others):
         **others,
     }
     required = ["apiVersion", "kind", "metadata", *(["spec"] if spec else [])]
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": required,
-        "additionalProperties": False,
-    }
+    return listed(properties, required)
 
 
 def listed(properties, required):
