@@ -13,10 +13,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from layered_model.diffusion import LayeredDiffusion
+from layered_model.diffusion import LayeredDiffusion, Levels
 from layered_model.parametrization import to_x0
 from layered_model.resample import downscale
 from layered_model.rows import LayerRows, Prompt, Rows, join_prompts, predict
@@ -65,11 +65,14 @@ class Guidance:
             )
         return scales
 
-    def active(self, logsnr: Float[Tensor, " b"]) -> Bool[Tensor, " b"]:
-        """Where the unconditional pass is needed."""
+    def active(self, logsnr: Float[Tensor, " b"]) -> slice | Int[Tensor, " guided"]:
+        """The pictures that need the unconditional pass: all, none, or some; only the last has an accelerator's values read."""
         low, high = self.logsnr_interval
-        needed = any(scale != 1 for scale in self._scales)
-        return (logsnr >= low) & (logsnr <= high) & needed
+        if all(scale == 1 for scale in self._scales):
+            return slice(0)
+        if math.isinf(low) and math.isinf(high):
+            return slice(None)
+        return ((logsnr >= low) & (logsnr <= high)).nonzero().flatten()
 
 
 def dynamic_threshold(x0: Picture, share: float) -> Picture:
@@ -108,50 +111,51 @@ class Denoiser:
         if self.low is not None and not self.diffusion.one_state:
             raise ValueError("a low picture can be finished only by a model with shared noise")
 
-    def ask(self, states: list[LayerPicture], t: Float[Tensor, " b"]) -> Rows:
+    def ask(self, states: list[LayerPicture], levels: Levels) -> Rows:
         """What the network must answer: a row a picture, then one for each that is guided now, without its prompt."""
         diffusion, own = self.diffusion, self.layer_prompts
-        inputs = diffusion.inputs_from_top(states[0], t) if diffusion.one_state else states
-        logsnr, guided = self._guided(t)
+        inputs = diffusion.inputs_from_top(states[0], levels) if diffusion.one_state else states
+        guided = self.guidance.active(levels.logsnr)
         return Rows(
             [torch.cat([x, x[guided]]) for x in inputs],
-            torch.cat([logsnr, logsnr[guided]]),
+            torch.cat([levels.logsnr, levels.logsnr[guided]]),
             self._beside_negative(self.prompt, guided),
             own and tuple(p and self._beside_negative(p, guided) for p in own[: len(inputs)]),
         )
 
-    def answer(self, outputs: LayerRows, asked: Rows, t: Float[Tensor, " b"]) -> list[LayerPicture]:
+    def answer(self, outputs: LayerRows, asked: Rows, levels: Levels) -> list[LayerPicture]:
         """Estimates of the clean picture, one per state, from the network's outputs for what it was asked.
 
         A single state is the top's of the layers that run; its estimate is fused from all of them, and clamped to [-1, 1] at the
         model's top. Pictures of lower layers are clamped to `LOW_BOUND` or not at all: a sinc-downscaled picture overshoots.
         """
-        diffusion, kind, count = self.diffusion, self.diffusion.config.prediction, len(t)
-        logsnr = asked.logsnr[:count]
-        guided = self.guidance.active(logsnr).nonzero().flatten()
+        diffusion, kind, count = (
+            self.diffusion,
+            self.diffusion.config.prediction,
+            len(levels.logsnr),
+        )
+        guided = self.guidance.active(levels.logsnr)
         scales = self.guidance.for_layers(len(diffusion.resolutions))
         x0 = []
         for layer, (output, x_t) in enumerate(zip(outputs, asked.x, strict=True)):
             cond, uncond = output[:count], output[count:]
             mixed = uncond + scales[layer] * (cond[guided] - uncond)
-            cond = cond.index_copy(0, guided, mixed)
-            x0.append(to_x0(kind, cond, x_t[:count], *diffusion.alpha_sigma_at(logsnr, layer)))
+            if len(mixed) < count:
+                some, mixed = mixed, cond.clone()
+                mixed[guided] = some
+            x0.append(to_x0(kind, mixed, x_t[:count], *levels.layers[layer]))
         if not diffusion.one_state:
             return x0
         top = self._imposed(diffusion.fuse(x0, self.fuse_weight))
         return [self._imposed(self._bounded(top))]
 
     def __call__(self, states: list[LayerPicture], t: Float[Tensor, " b"]) -> list[LayerPicture]:
-        """`ask`, the network, and `answer`."""
-        asked = self.ask(states, t)
-        return self.answer(predict(self.network, asked), asked, t)
+        """`ask`, the network, and `answer`, at each state's own time."""
+        levels = self.diffusion.levels(t)
+        asked = self.ask(states, levels)
+        return self.answer(predict(self.network, asked), asked, levels)
 
-    def _guided(self, t: Float[Tensor, " b"]) -> tuple[Float[Tensor, " b"], Tensor]:
-        """The reference's logsnr, and which pictures are guided at it."""
-        logsnr = self.diffusion.logsnr_ref(t)
-        return logsnr, self.guidance.active(logsnr).nonzero().flatten()
-
-    def _beside_negative(self, prompt: Prompt, rows: Tensor) -> Prompt:
+    def _beside_negative(self, prompt: Prompt, rows: slice | Tensor) -> Prompt:
         return join_prompts([prompt, self.negative.take(rows)])
 
     def _bounded(self, top: Picture) -> Picture:

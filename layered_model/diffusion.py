@@ -92,6 +92,23 @@ class DiffusionConfig:
             )
 
 
+class Level(NamedTuple):
+    """Signal and noise of a layer at the times of a batch."""
+
+    alpha: Float[Tensor, "#b 1 1 1"]
+    sigma: Float[Tensor, "#b 1 1 1"]
+
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """Of every layer at the times of a batch."""
+
+    logsnr: Float[Tensor, " b"]
+    "The reference's, which is what the network is told."
+    layers: tuple[Level, ...]
+    "Low to high."
+
+
 class LossTerms(NamedTuple):
     """What one batch costs."""
 
@@ -150,18 +167,19 @@ class LayeredDiffusion:
         """The time at which the reference has this logsnr; the inverse of `logsnr_ref` between the clips."""
         return time_of(logsnr, self.bend)
 
-    def alpha_sigma(
-        self, t: Float[Tensor, " b"], layer: int
-    ) -> tuple[Float[Tensor, "b 1 1 1"], Float[Tensor, "b 1 1 1"]]:
+    def alpha_sigma(self, t: Float[Tensor, " b"], layer: int) -> Level:
         """A layer's alpha and sigma, ready to multiply pictures."""
-        return self.alpha_sigma_at(self.logsnr_ref(t), layer)
+        return self._level(self.logsnr_ref(t), layer)
 
-    def alpha_sigma_at(
-        self, logsnr: Float[Tensor, " b"], layer: int
-    ) -> tuple[Float[Tensor, "b 1 1 1"], Float[Tensor, "b 1 1 1"]]:
-        """The same where the reference's logsnr is known already."""
+    def levels(self, t: Float[Tensor, " b"]) -> Levels:
+        """Everything that depends on the time alone."""
+        logsnr = self.logsnr_ref(t)
+        layers = range(len(self.resolutions))
+        return Levels(logsnr, tuple(self._level(logsnr, layer) for layer in layers))
+
+    def _level(self, logsnr: Float[Tensor, " b"], layer: int) -> Level:
         alpha, sigma = alpha_sigma(logsnr + self.shifts[layer])
-        return alpha[:, None, None, None], sigma[:, None, None, None]
+        return Level(alpha[:, None, None, None], sigma[:, None, None, None])
 
     def pyramid(self, x0: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b c _h _w"]]:
         """The picture at every resolution up to its own, low to high."""
@@ -175,12 +193,11 @@ class LayeredDiffusion:
         return noise_pyramid(draw, self.resolutions, self.config.noise)
 
     def inputs_from_top(
-        self, x_t: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]
+        self, x_t: Float[Tensor, "b c h w"], levels: Levels
     ) -> list[Float[Tensor, "b c _h _w"]]:
         """Every layer's noisy picture from the top's: ``c_t D x_t``. Shared noise without extra shifts only."""
         top = self.resolutions.index(x_t.shape[-1])
-        logsnr = self.logsnr_ref(t)
-        alpha = [self.alpha_sigma_at(logsnr, layer)[0] for layer in range(top + 1)]
+        alpha = [level.alpha for level in levels.layers]
         lower = [
             alpha[layer] / alpha[top] * downscale(x_t, resolution, self.kernel)
             for layer, resolution in enumerate(self.resolutions[:top])

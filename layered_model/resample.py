@@ -88,8 +88,11 @@ def _apply(x: Tensor, kernel: str, high: int, low: int, up: bool) -> Tensor:
     """``A x A^T``, or ``A^T x A`` on the way up, in float32 at least, also under autocast."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     matrix = resampling_matrix(cast(Kernel, kernel), high, low, dtype, x.device)
-    with torch.autocast(x.device.type, enabled=False):
-        return matrix.T @ x.to(dtype) @ matrix if up else matrix @ x.to(dtype) @ matrix.T
+    left, right = (matrix.T, matrix) if up else (matrix, matrix.T)
+    if not torch.is_autocast_enabled(x.device.type):
+        return left @ x.to(dtype) @ right
+    with torch.autocast(x.device.type, enabled=False):  # which takes a while, beside small pictures
+        return left @ x.to(dtype) @ right
 
 
 # The compiler would ignore the cache of matrices and compute them anew in every call; one opaque operator it calls as it is.

@@ -22,11 +22,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from layered_model.denoiser import Denoiser
-from layered_model.diffusion import LayeredDiffusion
+from layered_model.diffusion import LayeredDiffusion, Level, Levels
 from layered_model.noise import white_noise
 from layered_model.resample import downscale, upscale
 from layered_model.rows import LayerRows, Rows, predict
-from layered_model.steppers import LayerPicture, Level, Picture, SamplerKind, Stepper, make_stepper
+from layered_model.steppers import LayerPicture, Picture, SamplerKind, Stepper, make_stepper
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,6 +115,7 @@ class Trajectory:
         self._evaluations = make_stepper(plan.sampler, plan.eta).evaluations
         inner = self._times[1:-1].repeat_interleave(self._evaluations)
         self._times_asked = torch.cat([self._times[:1], inner, self._times[-1:]]).to(device)
+        self._levels = self._levels_asked()
         self._num_low_steps = self._hand_over_after()
         self.index = 0
 
@@ -132,7 +133,7 @@ class Trajectory:
             self.states = [
                 level.alpha * clean[layer] + level.sigma * noise[layer]
                 for layer in self._layers
-                for level in [self._level(self.t, layer)]
+                for level in [self.levels.layers[layer]]
             ]
         self._steppers = self._fresh_steppers()
 
@@ -146,28 +147,33 @@ class Trajectory:
         return self._times_asked[self.index].expand(len(self._generators))
 
     @property
+    def levels(self) -> Levels:
+        """Of the states; they share their time, so `Level`s have one row."""
+        return self._levels[self.index]
+
+    @property
     def done(self) -> bool:
         """Whether the last estimates were the pictures."""
         return self.index == len(self)
 
     def advance(self, x0: Sequence[LayerPicture]) -> None:
         """Moves the states on by the estimates of their clean pictures."""
-        t = self.t
+        t = self.levels.layers
         self.index += 1
         if self.done:
             return
-        s = self.t
+        s = self.levels.layers
         noise: list[LayerPicture | None] = [None] * len(self.diffusion.resolutions)
         if self._steppers[0].needs_noise:
             noise = [*self._draw()]
         self.states = [
-            stepper.step(x_t, x0_hat, self._level(t, layer), self._level(s, layer), noise[layer])
+            stepper.step(x_t, x0_hat, t[layer], s[layer], noise[layer])
             for stepper, x_t, x0_hat, layer in zip(
                 self._steppers, self.states, x0, self._layers, strict=True
             )
         ]
         if self._state_layers() != self._layers:
-            self._lift(s)
+            self._lift()
 
     def _check(self, start: Picture) -> None:
         side = self.diffusion.resolutions[self._top]
@@ -195,8 +201,16 @@ class Trajectory:
     def _fresh_steppers(self) -> list[Stepper]:
         return [make_stepper(self.plan.sampler, self.plan.eta) for _ in self._layers]
 
-    def _level(self, t: Float[Tensor, " b"], layer: int) -> Level:
-        return Level(*self.diffusion.alpha_sigma(t, layer))
+    def _levels_asked(self) -> list[Levels]:
+        """Of all evaluations at once: that saves each many small operations."""
+        found, count = self.diffusion.levels(self._times_asked), len(self._generators)
+        return [
+            Levels(
+                found.logsnr[i].expand(count),
+                tuple(Level(alpha[i : i + 1], sigma[i : i + 1]) for alpha, sigma in found.layers),
+            )
+            for i in range(len(found.logsnr))
+        ]
 
     def _draw(self) -> list[LayerPicture]:
         """Fresh noise of every layer of the model, so that no picture depends on where it stops."""
@@ -204,10 +218,10 @@ class Trajectory:
             lambda r: white_noise(self._generators, self._channels, r).to(self._device)
         )
 
-    def _lift(self, t: Float[Tensor, " b"]) -> None:
+    def _lift(self) -> None:
         """Hands the lowest layer's state over to the whole network."""
         assert self._high_noise is not None
-        low, high = self._level(t, 0), self._level(t, self._top)
+        low, high = self.levels.layers[0], self.levels.layers[self._top]
         resolution = self.diffusion.resolutions[self._top]
         band = upscale(self.states[0], resolution, self.diffusion.kernel)
         self.states = [high.alpha / low.alpha * band + high.sigma * self._high_noise]
@@ -273,12 +287,12 @@ class Drawing:
     @torch.inference_mode()
     def ask(self) -> Rows:
         """What the network must answer now."""
-        return self.denoiser.ask(self._trajectory.states, self._trajectory.t)
+        return self.denoiser.ask(self._trajectory.states, self._trajectory.levels)
 
     @torch.inference_mode()
     def answer(self, outputs: LayerRows, asked: Rows) -> Step:
         """Moves on by the network's answer."""
-        x0 = self.denoiser.answer(outputs, asked, self._trajectory.t)
+        x0 = self.denoiser.answer(outputs, asked, self._trajectory.levels)
         self._trajectory.advance(x0)
         return Step(self._trajectory.index - 1, len(self), x0)
 

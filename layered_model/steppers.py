@@ -18,23 +18,18 @@ with the downscale: layers that begin as one picture stay one. Called by `sample
 """
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple, Protocol, get_args, runtime_checkable
+from typing import ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from layered_model.diffusion import Level
+
 SamplerKind = Literal["dpmpp_2m", "ddim", "dpmpp_2m_sde", "ddpm", "heun"]
 Picture = Float[Tensor, "b c h w"]
 LayerPicture = Float[Tensor, "b c _h _w"]
 """Of a list of several resolutions."""
-
-
-class Level(NamedTuple):
-    """Signal and noise of a layer at a time."""
-
-    alpha: Float[Tensor, "#b 1 1 1"]
-    sigma: Float[Tensor, "#b 1 1 1"]
 
 
 @runtime_checkable

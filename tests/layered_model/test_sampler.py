@@ -135,7 +135,7 @@ def test_solvers_commute_with_the_downscale(kind, seeded):
     )
     assert len(high) == len(low)
     while not high.done:
-        expected = diffusion.inputs_from_top(high.states[0], high.t)[1]
+        expected = diffusion.inputs_from_top(high.states[0], high.levels)[1]
         torch.testing.assert_close(low.states[0], expected, rtol=0, atol=1e-5)
         estimate = torch.tanh(high.states[0])
         high.advance([estimate])
@@ -149,7 +149,9 @@ def test_lower_inputs_come_from_the_top_state(gaussian, draw):
     times = sampling_times(network.diffusion, 5)
     assert len(network.calls) == 5
     for t, inputs in zip(times, network.calls, strict=False):
-        expected = network.diffusion.inputs_from_top(inputs[-1], t.expand(2))
+        expected = network.diffusion.inputs_from_top(
+            inputs[-1], network.diffusion.levels(t.expand(2))
+        )
         assert all(torch.equal(one, other) for one, other in zip(inputs, expected, strict=True))
 
 
