@@ -1,7 +1,7 @@
 """What a network accepts: checked before anything is computed, from shapes and types alone.
 
-Nothing here looks at a value, so nothing waits for a device, and `torch.compile` turns every check into a guard. Called by
-`unet`.
+Nothing here looks at a value, so nothing waits for a device, and `torch.compile` turns every check into a guard. A layer may have
+fewer rows than the one below: the first go on, the others are done. Called by `unet`.
 """
 
 from collections.abc import Sequence
@@ -34,8 +34,11 @@ def check_inputs(
         )
     size = len(logsnr) if logsnr.ndim else 1
     _check("logsnr", logsnr, (size,))
+    sizes: list[int] = []
     for layer, (picture, resolution) in enumerate(zip(x, config.layers, strict=False)):
-        shape = (size, config.picture_channels, resolution, resolution)
+        below = sizes[-1] if sizes else size
+        sizes.append(min(below, len(picture)) if layer and picture.ndim else below)
+        shape = (sizes[-1], config.picture_channels, resolution, resolution)
         _check(f"x[{layer}]", picture, shape)
         _check_dtype(f"x[{layer}]", picture, dtype)
     _check_text(config, size, "text", text, text_mask)
@@ -48,7 +51,7 @@ def check_inputs(
             )
         for layer, own in enumerate(layer_text):
             if own is not None:
-                _check_text(config, size, f"layer_text[{layer}]", *own)
+                _check_text(config, sizes[layer], f"layer_text[{layer}]", *own)
                 _check_dtype(f"layer_text[{layer}]", own[0], dtype)
     if crop is not None:
         check_crop(config, crop)

@@ -7,7 +7,10 @@ see one vector a row (`blocks.RowLinear`) are given 16 rows at least. Within the
 alike to the last bit on processors of Intel and AMD (``tests/layered_model/test_rows.py``): a picture is then the same whatever
 shares its passes. On a GPU kernels vary with the batch as they like, and pictures agree to about one level of 255.
 
-Called by `denoiser`, which asks and takes the answer, and by a server's engine, which joins what many pictures ask.
+Rows share passes however far up they go: a layer reads the layers below and none above, so the trunk computes all rows, and each
+layer above it those that go on. A picture of 128 pixels fills up a pass of pictures of 512.
+
+Called by `denoiser`, which asks and takes the answer, and by a server's engine, for many pictures at once.
 """
 
 from collections.abc import Sequence
@@ -37,7 +40,7 @@ class Prompt(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Inputs of the network; see `layered_model.unet.LayeredUNet`."""
+    """Inputs of `layered_model.unet.LayeredUNet`; a layer has those of the first rows, of as many as go so far up."""
 
     x: LayerRows
     logsnr: Float[Tensor, " rows"]
@@ -48,35 +51,40 @@ class Rows(NamedTuple):
         """Rows from the first to before the last."""
         rows = slice(first, last)
         own = self.layer_prompts
+        x = [x[rows] for x in self.x if len(x) > first]
         return Rows(
-            [x[rows] for x in self.x],
+            x,
             self.logsnr[rows],
             self.prompt.take(rows),
-            own and tuple(prompt and prompt.take(rows) for prompt in own),
+            own and tuple(prompt and prompt.take(rows) for prompt in own[: len(x)]),
         )
 
 
 def join(parts: Sequence[Rows]) -> Rows:
-    """Rows of the same layers one after the other. Where some have prompts of their own for a layer, the others repeat theirs."""
+    """Rows one after the other; those of the most layers must come first.
+
+    Where some have prompts of their own for a layer, the others repeat theirs.
+    """
     if len(parts) == 1:
         return parts[0]
+    layers = [[part for part in parts if len(part.x) > layer] for layer in range(len(parts[0].x))]
     layer_prompts = None
     if any(part.layer_prompts for part in parts):
-        own = [part.layer_prompts or (None,) * len(part.x) for part in parts]
-        layer_prompts = tuple(
-            join_prompts(
-                [prompt or part.prompt for prompt, part in zip(prompts, parts, strict=True)]
-            )
-            if any(prompts)
-            else None
-            for prompts in zip(*own, strict=True)
-        )
+        layer_prompts = tuple(_join_own(layer, those) for layer, those in enumerate(layers))
     return Rows(
-        [torch.cat(layer) for layer in zip(*(part.x for part in parts), strict=True)],
+        [torch.cat([part.x[layer] for part in those]) for layer, those in enumerate(layers)],
         torch.cat([part.logsnr for part in parts]),
         join_prompts([part.prompt for part in parts]),
         layer_prompts,
     )
+
+
+def _join_own(layer: int, parts: Sequence[Rows]) -> Prompt | None:
+    """A layer's own prompts, if any has one."""
+    own = [part.layer_prompts[layer] if part.layer_prompts else None for part in parts]
+    if not any(own):
+        return None
+    return join_prompts([prompt or part.prompt for prompt, part in zip(own, parts, strict=True)])
 
 
 def join_prompts(prompts: Sequence[Prompt]) -> Prompt:
@@ -84,22 +92,47 @@ def join_prompts(prompts: Sequence[Prompt]) -> Prompt:
     return Prompt(*(torch.cat(parts) for parts in zip(*prompts, strict=True)))
 
 
-@torch.inference_mode()
 def predict(network: Network, rows: Rows) -> LayerRows:
     """The network's float32 outputs, low to high, a row each, in its own precision and in passes as the module says."""
+    return predict_together(network, [rows])[0]
+
+
+@torch.inference_mode()
+def predict_together(network: Network, parts: Sequence[Rows]) -> list[LayerRows]:
+    """The same for each of several, from passes that all share."""
+    on_cpu = parts[0].logsnr.device.type == "cpu"
+    placed: list[tuple[LayerRows, Rows]] = []
+    "Where its outputs go, and each part, in the order of the passes."
+    found: list[LayerRows] = [[] for _ in parts]
+    for depth in sorted({len(part.x) for part in parts}, reverse=True):
+        these = [pair for pair in zip(found, parts, strict=True) if len(pair[1].x) == depth]
+        count, last = sum(len(part.logsnr) for _, part in these), these[-1][1]
+        if on_cpu and count % 2:
+            these.append(([], last.part(len(last.logsnr) - 1, len(last.logsnr))))
+        placed += these
+    rows = join([part for _, part in placed])
+    for layer, output in enumerate(_run_all(network, rows, CPU_ROWS if on_cpu else None)):
+        those = [pair for pair in placed if len(pair[1].x) > layer]
+        counts = [len(part.logsnr) for _, part in those]
+        for (own, _), answer in zip(those, torch.split(output, counts), strict=True):
+            own.append(answer)
+    return found
+
+
+def _run_all(network: Network, rows: Rows, most: int | None) -> LayerRows:
+    """In passes of so many rows at most."""
     count = len(rows.logsnr)
-    most = CPU_ROWS if rows.logsnr.device.type == "cpu" else count
+    most = most or count
     passes = [
         _run(network, rows.part(first, min(first + most, count))) for first in range(0, count, most)
     ]
-    return [torch.cat(layer) for layer in zip(*passes, strict=True)] if passes[1:] else passes[0]
+    return [
+        torch.cat([found[layer] for found in passes if len(found) > layer])
+        for layer in range(len(rows.x))
+    ]
 
 
 def _run(network: Network, rows: Rows) -> LayerRows:
-    count = len(rows.logsnr)
-    odd = count % 2 and rows.logsnr.device.type == "cpu"
-    if odd:
-        rows = join([rows, rows.part(count - 1, count)])
     options: dict[str, Any] = {}
     if rows.layer_prompts is not None:
         options["layer_text"] = list(rows.layer_prompts)
@@ -112,4 +145,4 @@ def _run(network: Network, rows: Rows) -> LayerRows:
             rows.prompt.mask,
             **options,
         )
-    return [output[:count].float() for output in outputs]
+    return [output.float() for output in outputs]

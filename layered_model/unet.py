@@ -139,18 +139,19 @@ class LayeredUNet(nn.Module):
 
     def forward(
         self,
-        x: Sequence[Float[Tensor, "b p _h _w"]],
+        x: Sequence[Float[Tensor, "_b p _h _w"]],
         logsnr: Float[Tensor, " b"],
         text: Float[Tensor, "b n d"],
         text_mask: Bool[Tensor, "b n"],
         *,
         layer_text: LayerText | None = None,
         crop: Box | None = None,
-    ) -> list[Float[Tensor, "b p _h2 _w2"]]:
+    ) -> list[Float[Tensor, "_b p _h2 _w2"]]:
         """One prediction per input layer.
 
         Args:
-            x: Noisy pictures, low to high. Fewer than all layers is an early exit: only what they need is computed.
+            x: Noisy pictures, low to high. Fewer than all layers is an early exit: only what they need is computed. So is a layer
+                with fewer rows than the one below, which then are those of the first rows.
             logsnr: The reference's logsnr of each picture; the layers differ from it by constants.
             text: Token embeddings.
             text_mask: True where a token is real. A row without any is unconditional.
@@ -181,6 +182,8 @@ class LayeredUNet(nn.Module):
                 crop, region = crop.scaled(ratio), needed.scaled(ratio)
                 picture = region.cut(picture)
             own = layer_text[layer] if layer_text else None
+            if len(picture) < len(h):
+                h, time, shared = (rows[: len(picture)] for rows in (h, time, shared))
             embedding = shared if own is None else time + self.text(*own)[2]
             h, output = _run(self._layer, self.checkpoint_upper, layer, h, picture, embedding)
             outputs.append(output if crop is None else crop.cut(output, region))

@@ -2,11 +2,11 @@
 
 Each tick is one pass. Who is waiting takes a free place, the pictures that go next are asked what the network must answer, the
 network answers all of them at once, and who is done leaves. So a picture starts at the next step after its order and never waits
-for others to end, whatever its number of steps, guidance or text; only pictures of one kind (one resolution) fit into one pass.
+for others to end, whatever its number of steps, guidance, text or resolution: layers are computed for the rows that need them.
 
-    who goes first  whoever is due first: a picture is due a time after its order that is `STRETCH` times what it takes alone
-    who goes along  of the same kind, those due next, as many as there is room for in a pass
+    who goes            those due first, as many as there is room for in a pass
     who takes a place   whoever waits and is due first
+    when one is due     a time after its order that is `STRETCH` times what its steps take
 
 So a small picture does not wait for large ones that came before it, none waits for ever, and among equals who came first is done
 first: taking turns would let all end late, since a pass of two takes a CPU, or a full GPU, nearly twice as long as a pass of one.
@@ -18,12 +18,10 @@ jobs are told of their steps in the engine's thread. Called by `painter`.
 import logging
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import torch
-
-from layered_model.rows import LayerRows, Rows, join, predict
+from layered_model.rows import LayerRows, Rows, predict_together
 from layered_model.sampler import Drawing, Step
 from layered_model.unet import Network
 from pipelines.serving.orders import Busy, TooLate, Unavailable
@@ -31,10 +29,7 @@ from pipelines.serving.orders import Busy, TooLate, Unavailable
 logger = logging.getLogger(__name__)
 
 STRETCH = 5.0
-"""How many times as long as alone a picture may take before it goes first: large ones make room for smaller ones that long."""
-
-FIRST_STEP_SECONDS = 0.1
-"""Of a picture, before any was measured."""
+"""How many times as long as its share of full passes a picture may take: large ones make room for smaller ones that long."""
 
 MAX_RETRY_SECONDS = 60.0
 """Longest time after which who finds the queue full is told to come again."""
@@ -46,14 +41,14 @@ class Job:
 
     drawing: Drawing
     "What is drawn; the engine's alone from now on."
-    kind: Hashable
-    "Jobs of a kind may share a pass."
     deadline: float
     "On the engine's clock; a job that is not done by then fails with `TooLate`."
     on_step: Callable[[Step], None]
     "Told of every step, the last included, in the engine's thread."
     on_failure: Callable[[Exception], None]
     "Told once why there will be no more steps; not of cancelling."
+    cost: float = 1.0
+    "Of one step, beside those of other jobs."
     urgent: bool = False
     "Goes before all others and needs no place: for a look whether the engine works."
     cancelled: bool = field(default=False, init=False)
@@ -101,7 +96,7 @@ class Engine:
         self._waiting: list[Job] = []
         self._active: list[Job] = []
         self._closed = False
-        self._step_seconds: dict[Hashable, float] = {}
+        self._seconds_per_cost = 0.0
         self._seconds, self._seconds_at_end, self._seconds_per_job = 0.0, 0.0, 1.0
 
     @property
@@ -128,10 +123,8 @@ class Engine:
         with self._changed:
             if not job.urgent:
                 self._require_room()
-            known = self._step_seconds.values()
-            usual = sum(known) / len(known) if known else FIRST_STEP_SECONDS
-            step_seconds = self._step_seconds.get(job.kind, usual)
-            job.due = self.clock() + STRETCH * len(job.drawing) * step_seconds
+            seconds = job.cost * len(job.drawing) * self._seconds_per_cost
+            job.due = self.clock() + STRETCH * seconds
             ahead = len(self._waiting)
             self._waiting.append(job)
             self._changed.notify_all()
@@ -171,10 +164,10 @@ class Engine:
         self._pass(jobs)
         seconds = self.clock() - start
         self._seconds += seconds
-        kind, now = jobs[0].kind, seconds / len(jobs)
-        with self._changed:  # who submits reads them all
-            before = self._step_seconds.get(kind, now)
-            self._step_seconds[kind] = before + 0.1 * (now - before)
+        now = seconds / sum(job.cost for job in jobs)
+        before = self._seconds_per_cost or now
+        with self._changed:  # who submits reads it
+            self._seconds_per_cost = before + 0.1 * (now - before)
         return True
 
     def _require_room(self) -> None:
@@ -207,13 +200,9 @@ class Engine:
 
     def _choose(self) -> list[Job]:
         """Who goes next, together in one pass; each has said what it asks."""
-        if not self._active:
-            return []
-        ordered = sorted(self._active, key=_order)
-        of_a_kind = [job for job in ordered if job.kind == ordered[0].kind]
         chosen: list[Job] = []
         rows = 0
-        for job in of_a_kind:
+        for job in sorted(self._active, key=_order):
             if not self._asks(job):
                 continue
             assert job.asked is not None
@@ -235,10 +224,9 @@ class Engine:
     def _pass(self, jobs: list[Job]) -> None:
         """One pass for all; where that fails, one for each, so that nobody fails for another."""
         asked = [job.asked for job in jobs if job.asked is not None]
-        counts = [len(rows.logsnr) for rows in asked]
         start = self.clock()
         try:
-            outputs = predict(self._network, join(asked))
+            outputs = predict_together(self._network, asked)
         except Exception as error:
             if len(jobs) == 1:
                 self._fail(jobs[0], error)
@@ -247,10 +235,9 @@ class Engine:
             for job in jobs:
                 self._pass([job])
             return
-        parts = zip(*(torch.split(output, counts) for output in outputs), strict=True)
-        for job, part in zip(jobs, parts, strict=True):
-            self._step(job, list(part))
-        self._on_pass(sum(counts), self.clock() - start)
+        for job, part in zip(jobs, outputs, strict=True):
+            self._step(job, part)
+        self._on_pass(sum(len(rows.logsnr) for rows in asked), self.clock() - start)
 
     def _step(self, job: Job, outputs: LayerRows) -> None:
         assert job.asked is not None

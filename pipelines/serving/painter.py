@@ -19,6 +19,7 @@ from layered_model import LayeredPipeline
 from layered_model.images import to_uint8
 from layered_model.rows import Prompt
 from layered_model.sampler import Drawing, Step, pictures_of
+from pipelines.costs import network_macs
 from pipelines.sections import ServeConfig
 from pipelines.serving.engine import Engine, Job, Load
 from pipelines.serving.meters import PASS_ROWS, PASS_SECONDS, Tally
@@ -88,6 +89,11 @@ class Studio:
             max_queued=settings.max_queued,
             on_pass=on_pass,
         )
+        tokens = pipeline.config.text.max_tokens
+        self.costs = {
+            r: float(network_macs(pipeline.config.network, tokens, r)) for r in pipeline.resolutions
+        }
+        "Multiply-adds of a step."
         self._encode = functools.lru_cache(settings.text_cache)(self._encode_anew)
         self._encoding = threading.Lock()
         self.thread = threading.Thread(target=self.engine.run, name="engine", daemon=True)
@@ -251,10 +257,10 @@ class EnginePainter:
         seconds = min(order.deadline_seconds or math.inf, self.settings.max_seconds)
         job = Job(
             drawing=drawing,
-            kind=order.resolution,
             deadline=start + seconds,
             on_step=_listener(order, drawing, studio.pipeline, start, tell),
             on_failure=tell,
+            cost=studio.costs[order.resolution],
             urgent=urgent,
         )
         try:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from layered_model.presets import PRESETS
-from layered_model.rows import CPU_ROWS, Prompt, Rows, join, predict
+from layered_model.rows import CPU_ROWS, Prompt, Rows, join, predict, predict_together
 from layered_model.unet import LayeredUNet
 
 THREE = {
@@ -84,6 +84,34 @@ def test_rows_with_and_without_prompts_of_their_own_share_passes(tiny, awake, ro
 def test_rows_of_fewer_layers_are_an_early_exit(tiny, awake, rows):
     network = awake(tiny(**THREE))
     assert equal(predict(network, rows(network, 3, 2)), predict(network, rows(network, 3))[:2])
+
+
+@pytest.mark.parametrize("counts", [(1, 1, 1), (3, 2, 1), (2, 4, 2), (1, 8, 7)])
+def test_rows_of_all_depths_share_passes(network, rows, counts, monkeypatch):
+    depths = range(1, 1 + len(network.config.resolutions))
+    parts = [rows(network, count, depth) for count in counts for depth in depths]
+    alone = [predict(network, part) for part in parts]
+    forward, sizes = type(network).forward, []
+
+    def counted(self, x, *args, **kwargs):
+        sizes.append([len(picture) for picture in x])
+        return forward(self, x, *args, **kwargs)
+
+    monkeypatch.setattr(type(network), "forward", counted)
+    together = predict_together(network, parts)
+    for one, other in zip(together, alone, strict=True):
+        assert len(one) == len(other)
+        assert equal(one, other)
+    assert all(count % 2 == 0 for size in sizes for count in size)
+    assert all(size[0] == CPU_ROWS for size in sizes[:-1])
+
+
+def test_rows_of_all_depths_with_prompts_of_their_own_share_passes(tiny, awake, rows):
+    network = awake(tiny(**THREE))
+    parts = [rows(network, 2, 2, own=(1,)), rows(network, 3, 1), rows(network, 1, own=(2,))]
+    alone = [predict(network, part) for part in parts]
+    for one, other in zip(predict_together(network, parts), alone, strict=True):
+        assert equal(one, other)
 
 
 def test_the_network_sees_even_passes_of_a_bounded_size(tiny, awake, rows, monkeypatch):

@@ -56,11 +56,10 @@ def engine(pipeline, clock, passes):
 class Told:
     """A job and what it was told."""
 
-    def __init__(self, drawing, kind, **options):
+    def __init__(self, drawing, **options):
         self.steps, self.failures = [], []
         self.job = Job(
             drawing=drawing,
-            kind=kind,
             deadline=options.pop("deadline", 1e9),
             on_step=self.steps.append,
             on_failure=self.failures.append,
@@ -87,7 +86,7 @@ def order(pipeline):
             guidance=guidance,
             resolution=resolution,
         )
-        return Told(drawing, resolution, **options)
+        return Told(drawing, **options)
 
     return make
 
@@ -140,7 +139,7 @@ def test_a_picture_has_the_same_bits_whatever_shares_its_passes(pipeline, engine
 def test_a_picture_is_the_pipelines_own(pipeline, engine, order):
     text = Prompt(torch.randn(1, 16, 24), torch.ones(1, 16) > 0)
     drawing = pipeline.begin(*text, [7], num_steps=5, guidance=3.0)
-    told = Told(drawing, 32)
+    told = Told(drawing)
     machine = engine()
     for other in (told, order(1), order(2)):
         machine.submit(other.job)
@@ -183,7 +182,7 @@ def tick(clock):
     def run(machine):
         machine._on_pass = lambda rows, seconds: setattr(clock, "now", clock.now + 1)
         machine.tick()
-        machine._step_seconds = {8: 1.0, 32: 1.0}
+        machine._seconds_per_cost = 1.0
 
     return run
 
@@ -199,7 +198,7 @@ def test_of_equal_pictures_who_came_first_is_done_first(engine, order, tick):
 
 def test_a_short_picture_does_not_wait_for_long_ones(engine, order, tick):
     machine = engine(max_rows=2, max_pictures=8)
-    tick(machine)
+    machine._seconds_per_cost = 1.0
     many = [order(seed, num_steps=20) for seed in range(4)]
     for each in many:
         machine.submit(each.job)
@@ -215,7 +214,7 @@ def test_a_short_picture_does_not_wait_for_long_ones(engine, order, tick):
 
 def test_a_long_picture_does_not_wait_for_ever_for_short_ones(engine, order, tick):
     machine = engine(max_rows=2, max_pictures=4)
-    tick(machine)
+    machine._seconds_per_cost = 1.0
     long = order(0, num_steps=4)  # due after 20 seconds
     machine.submit(long.job)
     for seed in range(1, 13):  # as many as the device can do
@@ -226,8 +225,9 @@ def test_a_long_picture_does_not_wait_for_ever_for_short_ones(engine, order, tic
 
 
 def test_a_free_place_goes_to_who_is_due_first(engine, order):
-    machine = engine(max_pictures=2)
-    many = [order(seed, num_steps=6) for seed in range(4)]
+    machine = engine(max_pictures=1)
+    machine._seconds_per_cost = 1.0
+    many = [order(seed, num_steps=6) for seed in range(2)]
     short = order(9, num_steps=2, resolution=8)
     for each in (*many, short):
         machine.submit(each.job)
@@ -235,10 +235,29 @@ def test_a_free_place_goes_to_who_is_due_first(engine, order):
         machine.tick()
     while not short.done:
         machine.tick()
-    assert not many[2].steps
+    assert not many[1].steps
 
 
-def test_who_waits_longest_of_a_kind_comes_first(engine, order):
+def test_a_step_that_costs_more_makes_a_picture_due_later(engine, order):
+    machine = engine(max_rows=2)
+    machine._seconds_per_cost = 1.0
+    dear, cheap = order(0, num_steps=2, cost=3.0), order(1, num_steps=4, resolution=8)
+    machine.submit(dear.job)
+    machine.submit(cheap.job)
+    while not cheap.done:
+        machine.tick()
+    assert not dear.steps
+
+
+def test_pictures_of_all_resolutions_share_passes(engine, order, passes):
+    machine = engine(max_rows=8)
+    for resolution in (8, 32, 16):
+        machine.submit(order(resolution, num_steps=2, resolution=resolution).job)
+    drain(machine)
+    assert passes == [6, 6]
+
+
+def test_who_waits_longest_comes_first(engine, order):
     machine, told = engine(max_pictures=1), [order(seed, num_steps=2) for seed in range(3)]
     for each in told:
         machine.submit(each.job)
@@ -250,7 +269,7 @@ def test_who_waits_longest_of_a_kind_comes_first(engine, order):
 
 
 def test_an_urgent_job_goes_before_all_and_needs_no_place(engine, order):
-    machine = engine(max_pictures=1, max_queued=1)
+    machine = engine(max_pictures=1, max_rows=2, max_queued=1)
     first, waiting = order(1), order(2)
     machine.submit(first.job)
     machine.tick()
@@ -312,14 +331,14 @@ def test_a_deadline_ends_who_waits_and_who_is_on_the_way(engine, order, clock):
 def test_a_failing_picture_takes_no_other_with_it(engine, order, monkeypatch, caplog):
     machine = engine(max_rows=8)
     bad, good = order(1, value=9.0), [order(2), order(3)]
-    real = module.predict
+    real = module.predict_together
 
-    def predict(network, rows):
-        if (rows.prompt.text.abs() > 15).any():
+    def predict_together(network, parts):
+        if any((rows.prompt.text.abs() > 15).any() for rows in parts):
             raise RuntimeError("out of memory")
-        return real(network, rows)
+        return real(network, parts)
 
-    monkeypatch.setattr(module, "predict", predict)
+    monkeypatch.setattr(module, "predict_together", predict_together)
     for each in (good[0], bad, good[1]):
         machine.submit(each.job)
     drain(machine)

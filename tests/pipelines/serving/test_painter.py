@@ -204,12 +204,12 @@ def test_the_check_draws_even_where_everything_is_taken(paint):
 
 
 def test_the_check_fails_with_the_engine(pipeline, settings, monkeypatch):
-    def broken(network, rows):
+    def broken(network, parts):
         raise RuntimeError("device lost")
 
     async def main():
         painter = EnginePainter(pipeline, settings, "small")
-        monkeypatch.setattr("pipelines.serving.engine.predict", broken)
+        monkeypatch.setattr("pipelines.serving.engine.predict_together", broken)
         with pytest.raises(RuntimeError, match="device lost"):
             await painter.check()
         monkeypatch.undo()
