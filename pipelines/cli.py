@@ -214,7 +214,7 @@ def load(name: str, options: argparse.Namespace) -> "Config":
     Raises:
         UserError: whatever is wrong with it.
     """
-    from pipelines.config import UserError, from_yaml, load_config, preset_names
+    from pipelines.config import UserError, load_config, load_run_config, preset_names
 
     overrides = [
         # A quoted string: a path such as 007 must not be read as a number.
@@ -227,22 +227,9 @@ def load(name: str, options: argparse.Namespace) -> "Config":
     if preset is not None:
         return load_config(preset, overrides, options.config)
     if options.run is not None:
-        return from_yaml(_run_config(options.run), f"{options.run}/config.yaml", overrides)
+        return load_run_config(options.run, overrides)
     names = ", ".join(preset_names(options.config))
     raise UserError(f"give --preset NAME (one of {names}), or --run DIR of an earlier run")
-
-
-def _run_config(run: str) -> str:
-    import fsspec
-
-    from pipelines.config import UserError
-
-    path = f"{run.rstrip('/')}/config.yaml"
-    try:
-        with fsspec.open(path, "r", encoding="utf-8") as file:
-            return str(file.read())
-    except FileNotFoundError as error:
-        raise UserError(f"run={run!r}: no {path}; train first, or give --preset NAME") from error
 
 
 def _terminate(signum: int, frame: object) -> NoReturn:

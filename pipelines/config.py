@@ -28,6 +28,7 @@ from layered_model.crop import Box
 from layered_model.diffusion import DiffusionConfig, LayeredDiffusion
 from layered_model.inputs import check_crop
 from layered_model.shape import UNetConfig
+from pipelines import storage
 from pipelines.errors import UserError as UserError
 from pipelines.sections import (
     DataConfig,
@@ -114,6 +115,20 @@ def from_yaml(text: str, source: str = "config.yaml", overrides: Sequence[str] =
     for override in overrides:
         merged = _merge_override(merged, override)
     return _build(merged, f" ({source})")
+
+
+def load_run_config(run: str, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of an earlier run, with overrides on top.
+
+    Raises:
+        UserError: there is no such run, or its configuration cannot be used.
+    """
+    source = storage.join(run, "config.yaml")
+    try:
+        text = storage.read_bytes(storage.absolute(source)).decode()
+    except FileNotFoundError as error:
+        raise UserError(f"run={run!r}: no {source}; train first, or give --preset NAME") from error
+    return from_yaml(text, source, overrides)
 
 
 def to_yaml(config: Config) -> str:

@@ -66,9 +66,8 @@ def run(config: Config) -> None:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(
             http_options={"host": settings.host, "port": settings.port},
-            logging_config={
-                "log_level": "WARNING"
-            },  # of what stands between: it tells of every step
+            # Of what stands between: it tells of every step.
+            logging_config={"log_level": "WARNING"},
         )
         try:
             serve.run(application(config), name=APPLICATION, route_prefix="/")

@@ -7,8 +7,8 @@ One process takes all requests: limits of a client and pictures that wait to be 
 time, so it keeps up with some dozens of GPUs. Called by `pipelines.serve`, and by Ray Serve through `build`.
 """
 
+import json
 import os
-from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 
 from layered_model.checkpoint import load_config as load_model_config
 from pipelines import storage
-from pipelines.config import Config, UserError, from_yaml
+from pipelines.config import Config, UserError, load_run_config
 from pipelines.schema import RunDir
 from pipelines.sections import ServeConfig
 from pipelines.serving.api import create_app
@@ -67,13 +67,8 @@ def build(arguments: Arguments) -> serve.Application:
     Raises:
         UserError: there is no such run, no model in it, or a setting is wrong.
     """
-    source = storage.join(arguments.run, "config.yaml")
-    try:
-        text = storage.read_bytes(storage.absolute(source)).decode()
-    except FileNotFoundError as error:
-        raise UserError(f"run={arguments.run!r}: no {source}; train first") from error
-    overrides: Sequence[str] = [f"run={arguments.run}", *arguments.overrides]
-    return application(from_yaml(text, source, overrides))
+    overrides = [f"run={json.dumps(arguments.run)}", *arguments.overrides]
+    return application(load_run_config(arguments.run, overrides))
 
 
 def application(config: Config) -> serve.Application:
