@@ -156,17 +156,18 @@ async def _measure(settings: Settings, config: Config, bare: served.Bare, url: s
         clients = {OURS: ours, PEER: peer}
         for one in clients.values():
             require_answers(await one.open(itertools.islice(load.mixed(kinds, 0), 2 * len(kinds))))
-        rounds, rate, size = list[Round](), 0.0, 0
-        for number in range(settings.rounds):
-            full = await _saturate(settings, kinds, bare, ours, number)
-            event(logger, "round", number=number, bare=full.bare, served=full.served)
-            if settings.load and not rate:
-                rate = settings.load * min(full.bare, full.served)
-                size = await _tune(settings, kinds, rate, peer)
+        full = [
+            await _saturate(settings, kinds, bare, ours, number)
+            for number in range(settings.rounds)
+        ]
+        speed = statistics.median(one.served for one in full)
+        rate = settings.load * min(speed, statistics.median(one.bare for one in full))
+        size = await _tune(settings, kinds, rate, peer) if rate else 0
+        rounds = list[Round]()
+        for number, saturation in enumerate(full):
             latency = await _wait_times(settings, kinds, rate, clients, number)
             streams = await _streams(config.model.resolutions[1:], steps, ours)
-            rounds.append(Round(saturation=full, latency=latency, streams=streams))
-        speed = statistics.median(one.saturation.served for one in rounds)
+            rounds.append(Round(saturation=saturation, latency=latency, streams=streams))
         soak = await _soak(settings, kinds, SOAK_LOAD * speed, ours) if settings.soak else None
     return Result(
         batch_sizes=bare.batch_sizes, rate=rate, peer_batch_size=size, rounds=rounds, soak=soak
@@ -201,7 +202,7 @@ async def _saturate(
         {kind: statistics.mean(taken[i] for taken in alone[kind]) for kind in kinds} for i in (0, 1)
     )
     num = len(kept.answers)
-    return Saturation(
+    found = Saturation(
         bare=len(kept.counted) / sum(by_clock[answer.ask.kind] for answer in kept.counted),
         served=len(kept.counted) / settings.seconds,
         bare_seconds={f"{kind.resolution}x{kind.num_steps}": by_clock[kind] for kind in kinds},
@@ -211,6 +212,8 @@ async def _saturate(
             "all other processes": (after[1] - before[1]) / num,
         },
     )
+    event(logger, "saturated", round=number, bare=found.bare, served=found.served)
+    return found
 
 
 def _computed(pids: Sequence[int]) -> float:
