@@ -19,6 +19,8 @@ QUICK_RAY = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_DEDUP_LOGS": "0",
     "OMP_NUM_THREADS": "1",
+    # Else Ray's workers are the nicest, and starve beside a process that runs other tests.
+    "RAY_worker_niceness": "0",
 }
 """On top of `session.ENVIRONMENT`: what makes many small Ray runs quick."""
 

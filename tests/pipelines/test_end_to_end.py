@@ -101,33 +101,51 @@ def _files(folder: Path) -> set[str]:
     return {str(path) for path in paths if not set(varying) & set(path.parts)}
 
 
+def _interrupted(folder: Path, train_split: Path, val_split: Path) -> None:
+    """Stops a demo by Ctrl-C in the middle of training, and runs it again to its end."""
+    demo = _demo(folder, train_split, val_split)
+    log = folder / "run/metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while not log.exists() and demo.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.killpg(demo.pid, signal.SIGINT)
+    output = _finish(demo)
+    assert demo.returncode == 130, output
+    assert "the same command goes on" in output
+    assert not (folder / "run/model").exists()
+
+    demo = _demo(folder, train_split, val_split)
+    output = _finish(demo)
+    assert demo.returncode == 0, output
+    assert "fd_lite0" in output
+    assert "layered sample" in output
+
+
 @pytest.mark.alone
 @pytest.mark.ray
 @pytest.mark.slow
-def test_an_interrupted_demo_goes_on_and_ends_with_the_same_files(coco, many, tmp_path) -> None:
+def test_an_interrupted_demo_goes_on(coco, many, tmp_path) -> None:
+    _interrupted(tmp_path, coco, many)
+    pipe = LayeredPipeline.from_pretrained(tmp_path / "run/model")
+    assert pipe.config.num_images_trained == 128
+    images = [json.loads(line)["images"] for line in (tmp_path / "run/metrics.jsonl").open()]
+    assert images == [32, 64, 96, 128]
+    scores = json.loads((tmp_path / "run/metrics.json").read_text())["scores"]
+    assert list(scores) == [str(resolution) for resolution in pipe.resolutions]
+    assert PreparedDataset.open(str(tmp_path / "dataset")).manifest.splits["val"].counts.images
+
+
+@pytest.mark.alone
+@pytest.mark.ray
+@pytest.mark.soak
+def test_an_interrupted_demo_ends_with_the_files_of_one_that_was_not(coco, many, tmp_path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     whole.mkdir()
     stopped.mkdir()
     demo = _demo(whole, coco, many)
     output = _finish(demo)
     assert demo.returncode == 0, output
-    assert "fd_lite0" in output
-    assert "layered sample" in output
-
-    demo = _demo(stopped, coco, many)
-    log = stopped / "run/metrics.jsonl"
-    deadline = time.monotonic() + 200
-    while not log.exists() and demo.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.2)
-    os.killpg(demo.pid, signal.SIGINT)  # in the middle of training
-    output = _finish(demo)
-    assert demo.returncode == 130, output
-    assert "the same command goes on" in output
-    assert not (stopped / "run/model").exists()
-
-    demo = _demo(stopped, coco, many)
-    output = _finish(demo)
-    assert demo.returncode == 0, output
+    _interrupted(stopped, coco, many)
     assert _files(stopped) == _files(whole)
     models = [folder / "run/model/model.safetensors" for folder in (whole, stopped)]
     assert models[0].read_bytes() == models[1].read_bytes()

@@ -67,6 +67,22 @@ def lines_of(config) -> list[dict]:
     return [json.loads(line) for line in Path(config.run, "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.fixture(scope="module")
+def trained_once() -> list:
+    """Where `whole` keeps its run for the next test."""
+    return []
+
+
+@pytest.fixture
+def whole(config, local_ray, tmp_path, trained_once):
+    """Configuration of a run that nothing befell."""
+    if not trained_once:
+        run = changed(config, run=tmp_path / "whole", keep_checkpoints_every_images=48)
+        train.run(run)
+        trained_once.append(run)
+    return trained_once[0]
+
+
 @pytest.fixture
 def spoil(monkeypatch):
     """Lets something go wrong in the steps after so many pictures."""
@@ -141,11 +157,9 @@ def test_steps_without_a_finite_gradient_are_left_out_and_too_many_stop_training
 @pytest.mark.ray
 @pytest.mark.slow
 def test_parts_of_a_step_add_up_and_a_damaged_checkpoint_is_passed_over(
-    config, local_ray, tmp_path, capsys
+    config, whole, tmp_path, capsys
 ) -> None:
     config = changed(config, keep_checkpoints_every_images=48)
-    whole = changed(config, run=tmp_path / "whole")
-    train.run(whole)
     kept = sorted(path.name for path in Path(whole.run, "checkpoints").iterdir())
     assert kept == ["000000000032", "000000000048"]
     assert {"val/loss", "val/loss/32", "memory/process_bytes", "time/checkpoint"} <= set(
@@ -183,9 +197,7 @@ def test_parts_of_a_step_add_up_and_a_damaged_checkpoint_is_passed_over(
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_full_disk_stops_training_and_the_same_command_goes_on(
-    config, local_ray, tmp_path
-) -> None:
+def test_a_full_disk_stops_training_and_the_same_command_goes_on(config, whole, tmp_path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
 
@@ -203,9 +215,7 @@ def test_a_full_disk_stops_training_and_the_same_command_goes_on(
             train.run(small)
         mount("200m", ",remount")
         train.run(small)
-        reference = changed(config, run=tmp_path / "reference")
-        train.run(reference)
-        assert model_of(small) == model_of(reference)
+        assert model_of(small) == model_of(whole)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
@@ -221,12 +231,12 @@ def _wait_for(condition, alive) -> None:
 @pytest.mark.ray
 @pytest.mark.parametrize(
     ("num_kills", "num_images"),
-    [pytest.param(2, 480, marks=pytest.mark.slow), pytest.param(5, 960, marks=pytest.mark.soak)],
+    [pytest.param(1, 384, marks=pytest.mark.slow), pytest.param(5, 960, marks=pytest.mark.soak)],
 )
 def test_killed_workers_change_nothing(
     config, local_ray, tmp_path, descendants, kill, num_kills, num_images
 ) -> None:
-    """Any of two workers, at random moments, several times in one run."""
+    """Any of two workers, at random moments, once or several times in one run."""
     settings = {
         "num_images": num_images,
         "num_workers": 2,
