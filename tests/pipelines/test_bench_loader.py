@@ -12,9 +12,8 @@ from pipelines.schema import IMAGE, TEXT, TEXT_LENGTHS
 
 
 @pytest.fixture
-def dataset(configure, without_ray, tmp_path) -> PreparedDataset:
-    prepare.run(configure())
-    return PreparedDataset.open(str(tmp_path / "dataset"))
+def dataset(prepared) -> PreparedDataset:
+    return PreparedDataset.open(str(prepared))
 
 
 @pytest.mark.ray

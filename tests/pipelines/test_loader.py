@@ -3,8 +3,10 @@
 import gc
 import itertools
 import json
+import shutil
 import time
 from contextlib import closing
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -49,9 +51,20 @@ def make_dataset(configure, without_ray, monkeypatch, tmp_path):
     return make
 
 
+@pytest.fixture(scope="module")
+def made_once() -> list[Path]:
+    """Where `dataset` keeps its files for the next test."""
+    return []
+
+
 @pytest.fixture
-def dataset(make_dataset, tmp_path) -> PreparedDataset:
-    return make_dataset(str(tmp_path / "set"))
+def dataset(make_dataset, made_once, tmp_path, tmp_path_factory) -> PreparedDataset:
+    """In ``tmp_path/set``; each test has a copy."""
+    if not made_once:
+        path = tmp_path_factory.mktemp("loader") / "set"
+        make_dataset(str(path))
+        made_once.append(path)
+    return PreparedDataset.open(str(shutil.copytree(made_once[0], tmp_path / "set")))
 
 
 def _share(**changes) -> Share:

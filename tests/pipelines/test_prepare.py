@@ -39,9 +39,8 @@ def rejects_of(folder):
 
 
 @pytest.fixture
-def dataset(configure, without_ray, tmp_path):
-    prepare.run(configure())
-    return tmp_path / "dataset"
+def dataset(prepared):
+    return prepared
 
 
 def test_every_picture_is_a_row_or_a_reject(dataset):
