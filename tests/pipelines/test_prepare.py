@@ -1,8 +1,10 @@
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -300,9 +302,14 @@ def coco_overrides(folder):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, on copying its settings
-@pytest.mark.parametrize(("encoder", "width"), [("t5", 24), ("minilm", 384)])
+@pytest.mark.parametrize(
+    ("encoder", "width"),
+    [
+        pytest.param("t5", 24, marks=pytest.mark.slow),
+        pytest.param("minilm", 384, marks=pytest.mark.soak),
+    ],
+)
 def test_real_photographs_need_only_other_paths(
     configure, local_ray, coco_mini, t5, tmp_path, encoder, width
 ):
@@ -344,9 +351,14 @@ def test_the_whole_of_cocos_validation_split_is_prepared_at_its_sizes(
         pytest.skip("no captions_val2017_full.json beside coco_mini")
     tree = json.loads(listed.read_text())
     (tmp_path / "images").mkdir()
+    made: dict[tuple[int, int], Path] = {}
     for image in tree["images"]:
-        picture = Image.linear_gradient("L").resize((image["width"], image["height"]))
-        picture.save(tmp_path / "images" / image["file_name"])
+        size, path = (image["width"], image["height"]), tmp_path / "images" / image["file_name"]
+        if size in made:
+            os.link(made[size], path)
+        else:
+            made[size] = path
+            Image.linear_gradient("L").resize(size).save(path)
     paths = [f"data.train_annotations={listed}", f"data.train_images={tmp_path / 'images'}"]
     settings = ["data.rows_per_file=1024", "data.max_reject_fraction=0", "data.image_format=jpeg"]
     manifest = prepare.run(configure(*paths, *settings))
