@@ -6,7 +6,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from pipelines import cli, prepare, rivals
+from pipelines import cli, rivals
 from pipelines.dataset import PreparedDataset, decode_rows, text_of, text_rows
 from pipelines.schema import IMAGE, TEXT, TEXT_LENGTHS
 

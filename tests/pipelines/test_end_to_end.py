@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from layered_model import LayeredPipeline
+from layered_model.text import TextEncoder
 from pipelines import evaluate, prepare, sample, train
 from pipelines.config import load_config
 from pipelines.dataset import PreparedDataset
+from tests.pipelines.test_prepare import check_rows_of_coco
 
 SHORT = (
     "train.num_images=128",
@@ -52,6 +54,9 @@ def test_real_coco_needs_other_data_settings_only(coco_mini, local_ray, tmp_path
     counts = {name: split.counts for name, split in manifest.splits.items()}
     assert (counts["train"].images, counts["val"].images) == (130, 125)
     assert counts["train"].captions >= 5 * 130
+    assert counts["train"].rejects == counts["val"].rejects == 0
+    alone = TextEncoder.from_pretrained(config.text.encoder, max_tokens=config.text.max_tokens)
+    check_rows_of_coco(tmp_path / "coco", coco_mini, alone)
     train.run(config)
     result = evaluate.run(config)
     assert list(result["scores"]) == [str(r) for r in config.model.resolutions]

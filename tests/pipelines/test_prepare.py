@@ -301,15 +301,29 @@ def coco_overrides(folder):
     ]
 
 
+def check_rows_of_coco(dataset: Path, coco: Path, encoder: TextEncoder) -> None:
+    """That the validation split is COCO's, and its embeddings those of the encoder alone."""
+    tree = json.loads((coco / "annotations" / "captions_val2017.json").read_text())
+    rows = rows_of(dataset, "val")
+    captions = {
+        number: text
+        for row in rows.values()
+        for number, text in zip(row["caption_ids"], row["captions"], strict=True)
+    }
+    assert captions == {a["id"]: " ".join(a["caption"].split()) for a in tree["annotations"]}
+    sizes = {image["id"]: (image["width"], image["height"]) for image in tree["images"]}
+    assert {number: (row["width"], row["height"]) for number, row in rows.items()} == sizes
+    row = next(iter(rows.values()))
+    alone = encoder.encode(row["captions"]).tokens
+    tokens = np.array(row["text"], dtype=np.float32).reshape(-1, encoder.width)
+    assert row["text_lengths"] == [len(one) for one in alone]
+    assert np.abs(tokens - np.concatenate(alone)).max() < 5e-3
+
+
 @pytest.mark.ray
+@pytest.mark.soak
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, on copying its settings
-@pytest.mark.parametrize(
-    ("encoder", "width"),
-    [
-        pytest.param("t5", 24, marks=pytest.mark.slow),
-        pytest.param("minilm", 384, marks=pytest.mark.soak),
-    ],
-)
+@pytest.mark.parametrize(("encoder", "width"), [("t5", 24), ("minilm", 384)])
 def test_real_photographs_need_only_other_paths(
     configure, local_ray, coco_mini, t5, tmp_path, encoder, width
 ):
@@ -321,21 +335,8 @@ def test_real_photographs_need_only_other_paths(
     counts = {split: manifest.splits[split].counts for split in ("train", "val")}
     assert (counts["train"].images, counts["val"].images) == (130, 125)
     assert counts["train"].rejects == counts["val"].rejects == 0
-    tree = json.loads((coco_mini / "annotations" / "captions_val2017.json").read_text())
-    rows = rows_of(tmp_path / "dataset", "val")
-    captions = {
-        number: text
-        for row in rows.values()
-        for number, text in zip(row["caption_ids"], row["captions"], strict=True)
-    }
-    assert captions == {a["id"]: " ".join(a["caption"].split()) for a in tree["annotations"]}
-    sizes = {image["id"]: (image["width"], image["height"]) for image in tree["images"]}
-    assert {number: (row["width"], row["height"]) for number, row in rows.items()} == sizes
-    row = next(iter(rows.values()))
-    alone = TextEncoder.from_pretrained(name, max_tokens=64).encode(row["captions"]).tokens
-    tokens = np.array(row["text"], dtype=np.float32).reshape(-1, width)
-    assert row["text_lengths"] == [len(one) for one in alone]
-    assert np.abs(tokens - np.concatenate(alone)).max() < 5e-3
+    alone = TextEncoder.from_pretrained(name, max_tokens=64)
+    check_rows_of_coco(tmp_path / "dataset", coco_mini, alone)
     if encoder == "minilm":  # of 13 tokens, not 64
         size = manifest.splits["val"].text_size
         assert 0.15 < size.bytes_per_caption / size.padded_bytes_per_caption < 0.25

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import prepare
-
 
 @pytest.fixture
 def split(prepared) -> Path:
