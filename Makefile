@@ -26,11 +26,10 @@ demo: $(VENV)/.demo  ## prepare, train, evaluate and draw, on the embedded pictu
 
 test: $(VENV)/.dev  ## what a machine without GPU can test in minutes
 	@$(SIDE_BY_SIDE) -m "not slow and not soak and not gpu and not browser and not compile"
-	$(BIN)/python -m pytest -m "compile and not gpu" --no-shape-checks
+	$(SIDE_BY_SIDE) -m "compile and not gpu" --no-shape-checks
 
 slow: $(VENV)/.dev  ## the long tests: whole stages interrupted and taken up again
-	@$(SIDE_BY_SIDE) -m "slow and not alone and not gpu and not browser"
-	$(BIN)/python -m pytest -m alone
+	@$(SIDE_BY_SIDE) -m "slow and not gpu and not browser"
 
 browser: $(VENV)/.dev  ## the page of `layered serve` in a browser; needs chromium and chromedriver
 	@$(BIN)/python -m pytest -m browser

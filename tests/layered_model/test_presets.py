@@ -40,7 +40,7 @@ def ratio(config, num_tokens=TOKENS):
     return cost(config, num_tokens)[0] / cost(single, num_tokens)[0]
 
 
-@pytest.mark.parametrize("preset", ["emoji128", "photo128", "coco512", "coco1024"])
+@pytest.mark.parametrize("preset", ["emoji128", "photo128"])  # the others are those of a name below
 def test_so_does_each_preset_of_the_pipeline(preset):
     config = load_config(preset, [])
     assert 0.85 <= ratio(config.model, config.text.max_tokens) <= 0.87

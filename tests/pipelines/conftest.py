@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -221,6 +222,24 @@ def without_ray(monkeypatch):
     threads = torch.get_num_threads()
     yield made
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def prepared_once() -> list[Path]:
+    """Where `prepared` keeps its dataset for the next test."""
+    return []
+
+
+@pytest.fixture
+def prepared(configure, without_ray, prepared_once, tmp_path, tmp_path_factory) -> Path:
+    """``tmp_path/dataset`` as `prepare` makes it of `coco`: once, and each test has a copy."""
+    if not prepared_once:
+        prepare.run(configure())
+        kept = tmp_path_factory.mktemp("prepared") / "dataset"
+        prepared_once.append(Path(shutil.copytree(tmp_path / "dataset", kept)))
+        return tmp_path / "dataset"
+    without_ray.clear()
+    return Path(shutil.copytree(prepared_once[0], tmp_path / "dataset"))
 
 
 SMALL_MODEL = (

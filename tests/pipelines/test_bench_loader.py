@@ -6,15 +6,14 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from pipelines import cli, prepare, rivals
+from pipelines import cli, rivals
 from pipelines.dataset import PreparedDataset, decode_rows, text_of, text_rows
 from pipelines.schema import IMAGE, TEXT, TEXT_LENGTHS
 
 
 @pytest.fixture
-def dataset(configure, without_ray, tmp_path) -> PreparedDataset:
-    prepare.run(configure())
-    return PreparedDataset.open(str(tmp_path / "dataset"))
+def dataset(prepared) -> PreparedDataset:
+    return PreparedDataset.open(str(prepared))
 
 
 @pytest.mark.ray

@@ -30,7 +30,7 @@ for process in (*workers, other):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.soak
 def test_measures_a_run(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(bench_prepare, "ROWS_PER_FILE", {False: 4})
     output = tmp_path / "bench.json"

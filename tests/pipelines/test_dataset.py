@@ -24,9 +24,8 @@ from tests.pipelines.conftest import pixels as numbered
 
 
 @pytest.fixture
-def dataset(configure, without_ray, tmp_path):
-    prepare.run(configure())
-    return PreparedDataset.open(str(tmp_path / "dataset"))
+def dataset(prepared):
+    return PreparedDataset.open(str(prepared))
 
 
 def test_pixels_are_those_of_the_source(dataset, coco):

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from layered_model import LayeredPipeline
+from layered_model.text import TextEncoder
 from pipelines import evaluate, prepare, sample, train
 from pipelines.config import load_config
 from pipelines.dataset import PreparedDataset
+from tests.pipelines.test_prepare import check_rows_of_coco
 
 SHORT = (
     "train.num_images=128",
@@ -52,6 +54,9 @@ def test_real_coco_needs_other_data_settings_only(coco_mini, local_ray, tmp_path
     counts = {name: split.counts for name, split in manifest.splits.items()}
     assert (counts["train"].images, counts["val"].images) == (130, 125)
     assert counts["train"].captions >= 5 * 130
+    assert counts["train"].rejects == counts["val"].rejects == 0
+    alone = TextEncoder.from_pretrained(config.text.encoder, max_tokens=config.text.max_tokens)
+    check_rows_of_coco(tmp_path / "coco", coco_mini, alone)
     train.run(config)
     result = evaluate.run(config)
     assert list(result["scores"]) == [str(r) for r in config.model.resolutions]
@@ -101,33 +106,51 @@ def _files(folder: Path) -> set[str]:
     return {str(path) for path in paths if not set(varying) & set(path.parts)}
 
 
+def _interrupted(folder: Path, train_split: Path, val_split: Path) -> None:
+    """Stops a demo by Ctrl-C in the middle of training, and runs it again to its end."""
+    demo = _demo(folder, train_split, val_split)
+    log = folder / "run/metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while not log.exists() and demo.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.killpg(demo.pid, signal.SIGINT)
+    output = _finish(demo)
+    assert demo.returncode == 130, output
+    assert "the same command goes on" in output
+    assert not (folder / "run/model").exists()
+
+    demo = _demo(folder, train_split, val_split)
+    output = _finish(demo)
+    assert demo.returncode == 0, output
+    assert "fd_lite0" in output
+    assert "layered sample" in output
+
+
 @pytest.mark.alone
 @pytest.mark.ray
 @pytest.mark.slow
-def test_an_interrupted_demo_goes_on_and_ends_with_the_same_files(coco, many, tmp_path) -> None:
+def test_an_interrupted_demo_goes_on(coco, many, tmp_path) -> None:
+    _interrupted(tmp_path, coco, many)
+    pipe = LayeredPipeline.from_pretrained(tmp_path / "run/model")
+    assert pipe.config.num_images_trained == 128
+    images = [json.loads(line)["images"] for line in (tmp_path / "run/metrics.jsonl").open()]
+    assert images == [32, 64, 96, 128]
+    scores = json.loads((tmp_path / "run/metrics.json").read_text())["scores"]
+    assert list(scores) == [str(resolution) for resolution in pipe.resolutions]
+    assert PreparedDataset.open(str(tmp_path / "dataset")).manifest.splits["val"].counts.images
+
+
+@pytest.mark.alone
+@pytest.mark.ray
+@pytest.mark.soak
+def test_an_interrupted_demo_ends_with_the_files_of_one_that_was_not(coco, many, tmp_path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     whole.mkdir()
     stopped.mkdir()
     demo = _demo(whole, coco, many)
     output = _finish(demo)
     assert demo.returncode == 0, output
-    assert "fd_lite0" in output
-    assert "layered sample" in output
-
-    demo = _demo(stopped, coco, many)
-    log = stopped / "run/metrics.jsonl"
-    deadline = time.monotonic() + 200
-    while not log.exists() and demo.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.2)
-    os.killpg(demo.pid, signal.SIGINT)  # in the middle of training
-    output = _finish(demo)
-    assert demo.returncode == 130, output
-    assert "the same command goes on" in output
-    assert not (stopped / "run/model").exists()
-
-    demo = _demo(stopped, coco, many)
-    output = _finish(demo)
-    assert demo.returncode == 0, output
+    _interrupted(stopped, coco, many)
     assert _files(stopped) == _files(whole)
     models = [folder / "run/model/model.safetensors" for folder in (whole, stopped)]
     assert models[0].read_bytes() == models[1].read_bytes()

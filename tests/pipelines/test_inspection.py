@@ -15,9 +15,8 @@ from tests.pipelines.conftest import flip_a_picture
 
 
 @pytest.fixture
-def dataset(configure, without_ray, tmp_path):
-    prepare.run(configure())
-    return tmp_path / "dataset"
+def dataset(prepared):
+    return prepared
 
 
 def inspect(dataset, *arguments: str) -> int:

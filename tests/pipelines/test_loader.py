@@ -3,8 +3,10 @@
 import gc
 import itertools
 import json
+import shutil
 import time
 from contextlib import closing
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -49,9 +51,20 @@ def make_dataset(configure, without_ray, monkeypatch, tmp_path):
     return make
 
 
+@pytest.fixture(scope="module")
+def made_once() -> list[Path]:
+    """Where `dataset` keeps its files for the next test."""
+    return []
+
+
 @pytest.fixture
-def dataset(make_dataset, tmp_path) -> PreparedDataset:
-    return make_dataset(str(tmp_path / "set"))
+def dataset(make_dataset, made_once, tmp_path, tmp_path_factory) -> PreparedDataset:
+    """In ``tmp_path/set``; each test has a copy."""
+    if not made_once:
+        path = tmp_path_factory.mktemp("loader") / "set"
+        make_dataset(str(path))
+        made_once.append(path)
+    return PreparedDataset.open(str(shutil.copytree(made_once[0], tmp_path / "set")))
 
 
 def _share(**changes) -> Share:
@@ -143,9 +156,17 @@ def test_captions_are_chosen_evenly() -> None:
     assert [choose(largest, n, 0.1) for n in (1, 3, 5)] == [0, 2, 4]
 
 
+@pytest.fixture
+def only_new_objects():
+    """The garbage collector lists what is made from now on, not the million objects of all modules."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.mark.parametrize(("world_size", "rank"), [(1, 0), (2, 1)])
 def test_what_comes_next_is_read_unasked_and_nothing_else_is_held(
-    dataset, monkeypatch, world_size: int, rank: int
+    dataset, only_new_objects, monkeypatch, world_size: int, rank: int
 ) -> None:
     """So a model does not wait for what could have been ready, and memory does not grow with the dataset."""
     monkeypatch.setattr(loader, "READ_AHEAD", READ_AHEAD)

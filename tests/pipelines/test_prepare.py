@@ -1,8 +1,10 @@
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -39,9 +41,8 @@ def rejects_of(folder):
 
 
 @pytest.fixture
-def dataset(configure, without_ray, tmp_path):
-    prepare.run(configure())
-    return tmp_path / "dataset"
+def dataset(prepared):
+    return prepared
 
 
 def test_every_picture_is_a_row_or_a_reject(dataset):
@@ -300,8 +301,27 @@ def coco_overrides(folder):
     ]
 
 
+def check_rows_of_coco(dataset: Path, coco: Path, encoder: TextEncoder) -> None:
+    """That the validation split is COCO's, and its embeddings those of the encoder alone."""
+    tree = json.loads((coco / "annotations" / "captions_val2017.json").read_text())
+    rows = rows_of(dataset, "val")
+    captions = {
+        number: text
+        for row in rows.values()
+        for number, text in zip(row["caption_ids"], row["captions"], strict=True)
+    }
+    assert captions == {a["id"]: " ".join(a["caption"].split()) for a in tree["annotations"]}
+    sizes = {image["id"]: (image["width"], image["height"]) for image in tree["images"]}
+    assert {number: (row["width"], row["height"]) for number, row in rows.items()} == sizes
+    row = next(iter(rows.values()))
+    alone = encoder.encode(row["captions"]).tokens
+    tokens = np.array(row["text"], dtype=np.float32).reshape(-1, encoder.width)
+    assert row["text_lengths"] == [len(one) for one in alone]
+    assert np.abs(tokens - np.concatenate(alone)).max() < 5e-3
+
+
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, on copying its settings
 @pytest.mark.parametrize(("encoder", "width"), [("t5", 24), ("minilm", 384)])
 def test_real_photographs_need_only_other_paths(
@@ -315,21 +335,8 @@ def test_real_photographs_need_only_other_paths(
     counts = {split: manifest.splits[split].counts for split in ("train", "val")}
     assert (counts["train"].images, counts["val"].images) == (130, 125)
     assert counts["train"].rejects == counts["val"].rejects == 0
-    tree = json.loads((coco_mini / "annotations" / "captions_val2017.json").read_text())
-    rows = rows_of(tmp_path / "dataset", "val")
-    captions = {
-        number: text
-        for row in rows.values()
-        for number, text in zip(row["caption_ids"], row["captions"], strict=True)
-    }
-    assert captions == {a["id"]: " ".join(a["caption"].split()) for a in tree["annotations"]}
-    sizes = {image["id"]: (image["width"], image["height"]) for image in tree["images"]}
-    assert {number: (row["width"], row["height"]) for number, row in rows.items()} == sizes
-    row = next(iter(rows.values()))
-    alone = TextEncoder.from_pretrained(name, max_tokens=64).encode(row["captions"]).tokens
-    tokens = np.array(row["text"], dtype=np.float32).reshape(-1, width)
-    assert row["text_lengths"] == [len(one) for one in alone]
-    assert np.abs(tokens - np.concatenate(alone)).max() < 5e-3
+    alone = TextEncoder.from_pretrained(name, max_tokens=64)
+    check_rows_of_coco(tmp_path / "dataset", coco_mini, alone)
     if encoder == "minilm":  # of 13 tokens, not 64
         size = manifest.splits["val"].text_size
         assert 0.15 < size.bytes_per_caption / size.padded_bytes_per_caption < 0.25
@@ -345,9 +352,14 @@ def test_the_whole_of_cocos_validation_split_is_prepared_at_its_sizes(
         pytest.skip("no captions_val2017_full.json beside coco_mini")
     tree = json.loads(listed.read_text())
     (tmp_path / "images").mkdir()
+    made: dict[tuple[int, int], Path] = {}
     for image in tree["images"]:
-        picture = Image.linear_gradient("L").resize((image["width"], image["height"]))
-        picture.save(tmp_path / "images" / image["file_name"])
+        size, path = (image["width"], image["height"]), tmp_path / "images" / image["file_name"]
+        if size in made:
+            os.link(made[size], path)
+        else:
+            made[size] = path
+            Image.linear_gradient("L").resize(size).save(path)
     paths = [f"data.train_annotations={listed}", f"data.train_images={tmp_path / 'images'}"]
     settings = ["data.rows_per_file=1024", "data.max_reject_fraction=0", "data.image_format=jpeg"]
     manifest = prepare.run(configure(*paths, *settings))

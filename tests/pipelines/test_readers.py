@@ -8,14 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import prepare
-
 
 @pytest.fixture
-def split(configure, without_ray, tmp_path) -> Path:
+def split(prepared) -> Path:
     """The training split of a prepared dataset of several files."""
-    prepare.run(configure())
-    return tmp_path / "dataset" / "train"
+    return prepared / "train"
 
 
 def check(image: dict, captions: list[str], text, lengths) -> None:

@@ -169,7 +169,7 @@ def test_a_failing_store_changes_nothing_in_the_dataset(
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.soak
 def test_an_evaluation_is_the_same_on_a_failing_store(judged, local_ray, bucket, faults) -> None:
     options = dataclasses.replace(judged.evaluate, num_images=30)
     here = dataclasses.replace(judged, evaluate=options)

@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,10 +24,14 @@ import ray
 import torch
 
 from layered_model import LayeredPipeline
+from layered_model.diffusion import LayeredDiffusion
 from pipelines import cli, prepare, train, trainer
 from pipelines.checkpoints import STATE_FILE
 from pipelines.config import UserError, to_yaml
+from pipelines.dataset import PreparedDataset
 from pipelines.errors import StageFailed
+from pipelines.loader import Share, batches
+from pipelines.recipe import fresh_network
 from tests.pipelines.conftest import SMALL_MODEL
 
 TINY = (
@@ -65,6 +70,22 @@ def model_of(config) -> str:
 
 def lines_of(config) -> list[dict]:
     return [json.loads(line) for line in Path(config.run, "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def trained_once() -> list:
+    """Where `whole` keeps its run for the next test."""
+    return []
+
+
+@pytest.fixture
+def whole(config, local_ray, tmp_path, trained_once):
+    """Configuration of a run that nothing befell."""
+    if not trained_once:
+        run = changed(config, run=tmp_path / "whole", keep_checkpoints_every_images=48)
+        train.run(run)
+        trained_once.append(run)
+    return trained_once[0]
 
 
 @pytest.fixture
@@ -138,14 +159,41 @@ def test_steps_without_a_finite_gradient_are_left_out_and_too_many_stop_training
     assert np.isfinite(losses).all()
 
 
+def test_parts_of_a_step_add_up(config) -> None:
+    """The gradients of a batch are those of its parts, whatever their number."""
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.0))
+    share = Share(seed=0, batch_size=8, text_dropout=0.1)
+    with contextlib.closing(
+        batches(PreparedDataset.open(config.dataset), "train", share)
+    ) as stream:
+        batch = next(stream)
+    gradients = []
+    for num_parts in (1, 4):
+        torch.manual_seed(0)
+        network = fresh_network(config)
+        for parameter in network.parameters():
+            if not parameter.any():  # else most gradients are zero
+                torch.nn.init.normal_(parameter, std=0.1)
+        worker = SimpleNamespace(
+            config=changed(config, accumulation_steps=num_parts),
+            device=torch.device("cpu"),
+            num_images=0,
+            rank=0,
+            model=network,
+            step_model=network,
+            diffusion=LayeredDiffusion(config.diffusion, config.model.layers),
+        )
+        trainer.Worker._backward(worker, batch)
+        gradients.append([parameter.grad for parameter in network.parameters()])
+    assert all(gradient.any() for gradient in gradients[0])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.ray
 @pytest.mark.slow
-def test_parts_of_a_step_add_up_and_a_damaged_checkpoint_is_passed_over(
-    config, local_ray, tmp_path, capsys
-) -> None:
+def test_a_damaged_checkpoint_is_passed_over(config, whole, tmp_path, capsys) -> None:
     config = changed(config, keep_checkpoints_every_images=48)
-    whole = changed(config, run=tmp_path / "whole")
-    train.run(whole)
     kept = sorted(path.name for path in Path(whole.run, "checkpoints").iterdir())
     assert kept == ["000000000032", "000000000048"]
     assert {"val/loss", "val/loss/32", "memory/process_bytes", "time/checkpoint"} <= set(
@@ -174,18 +222,10 @@ def test_parts_of_a_step_add_up_and_a_damaged_checkpoint_is_passed_over(
     assert cli.main(["export", whole.run, "--num-images", "7"]) == 2
     assert "has no such checkpoint; those are 32, 48" in capsys.readouterr().err
 
-    parts = changed(config, run=tmp_path / "parts", accumulation_steps=4)
-    train.run(parts)
-    # Dropout draws in another order; times, noise, captions and pictures are the same.
-    for one, other in zip(lines_of(parts), lines_of(whole), strict=True):
-        assert one["loss/32"] == pytest.approx(other["loss/32"], rel=0.05)
-
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_full_disk_stops_training_and_the_same_command_goes_on(
-    config, local_ray, tmp_path
-) -> None:
+def test_a_full_disk_stops_training_and_the_same_command_goes_on(config, whole, tmp_path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
 
@@ -203,9 +243,7 @@ def test_a_full_disk_stops_training_and_the_same_command_goes_on(
             train.run(small)
         mount("200m", ",remount")
         train.run(small)
-        reference = changed(config, run=tmp_path / "reference")
-        train.run(reference)
-        assert model_of(small) == model_of(reference)
+        assert model_of(small) == model_of(whole)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
@@ -221,12 +259,12 @@ def _wait_for(condition, alive) -> None:
 @pytest.mark.ray
 @pytest.mark.parametrize(
     ("num_kills", "num_images"),
-    [pytest.param(2, 480, marks=pytest.mark.slow), pytest.param(5, 960, marks=pytest.mark.soak)],
+    [pytest.param(1, 384, marks=pytest.mark.slow), pytest.param(5, 960, marks=pytest.mark.soak)],
 )
 def test_killed_workers_change_nothing(
     config, local_ray, tmp_path, descendants, kill, num_kills, num_images
 ) -> None:
-    """Any of two workers, at random moments, several times in one run."""
+    """Any of two workers, at random moments, once or several times in one run."""
     settings = {
         "num_images": num_images,
         "num_workers": 2,

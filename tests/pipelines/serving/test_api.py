@@ -20,6 +20,9 @@ from PIL import Image
 from pipelines.serving import guard
 from pipelines.serving.engine import Load
 
+# The network's own tests check its shapes; here that would make drawing three times as slow.
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 RED = {"prompt": "a red apple", "seed": 7, "num_steps": 8, "guidance": 2.0}
 KEY = "correct-horse-battery-staple"
 GENERATIONS = "/v1/images/generations"
@@ -174,7 +177,7 @@ def test_a_stream_shows_low_layers_first_and_ends_with_the_picture(server, drawn
 
 def test_a_stream_begins_when_its_pictures_are_accepted(serve_app):
     with serve_app(max_pictures=1) as server:
-        slow = threading.Thread(target=lambda: post(server, num_steps=250))
+        slow = threading.Thread(target=lambda: post(server, num_steps=100))
         slow.start()
         wait_until(lambda: server.painter.load().active)
         body = RED | {"stream": True}
@@ -436,7 +439,7 @@ def test_a_full_queue_answers_429_and_serves_the_rest(serve_app):
 
 def test_all_pictures_of_a_request_are_accepted_or_none(serve_app):
     with serve_app(max_images=2, max_pictures=1, max_queued=1) as server:
-        slow = threading.Thread(target=lambda: post(server, num_steps=250))
+        slow = threading.Thread(target=lambda: post(server, num_steps=100))
         slow.start()
         wait_until(lambda: server.painter.load().active)
         assert post(server, n=2).status_code == 429

@@ -14,6 +14,9 @@ from pipelines.sample import Remote
 from pipelines.serving.answers import EncodedPicture
 from pipelines.serving.client import Client
 
+# The network's own tests check its shapes; here that would make drawing three times as slow.
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 KEY = "sk-very-secret-0123456789"
 
 
