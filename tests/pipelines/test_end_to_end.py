@@ -133,7 +133,8 @@ def test_an_interrupted_demo_goes_on(coco, many, tmp_path) -> None:
     _interrupted(tmp_path, coco, many)
     pipe = LayeredPipeline.from_pretrained(tmp_path / "run/model")
     assert pipe.config.num_images_trained == 128
-    images = [json.loads(line)["images"] for line in (tmp_path / "run/metrics.jsonl").open()]
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    images = [json.loads(line)["images"] for line in lines]
     assert images == [32, 64, 96, 128]
     scores = json.loads((tmp_path / "run/metrics.json").read_text())["scores"]
     assert list(scores) == [str(resolution) for resolution in pipe.resolutions]
