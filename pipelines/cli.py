@@ -4,16 +4,21 @@ A stage is a module with two functions: ``check(config)`` raises `UserError` whe
 say what the stage would do; ``run(config)`` does it. It is imported only when its turn comes, so that help is quick and a
 mistake in the configuration is told before Ray starts.
 
+In a job of Ray, which runs in a copy of its source that is deleted later, relative paths are of the home directory instead, as
+those of another machine's files are for scp.
+
 Exit codes: 0 done, 1 failed, 2 a mistake of the user's (one line, no traceback), 130 interrupted, 143 terminated.
 """
 
 import argparse
 import importlib
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipelines.commands import CONFIGURED, FOLDER_OPTIONS, parse, top_parser
@@ -38,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = f"bench {arguments.pop(1)}"
     options = parse(name, arguments[1:])
     signal.signal(signal.SIGTERM, _terminate)
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        _leave_the_copy(options)
 
     from pipelines.errors import StageFailed, UserError
 
@@ -50,6 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         return 130
+
+
+def _leave_the_copy(options: argparse.Namespace) -> None:
+    """Goes where files stay; a configuration file, which may have come with the source, is found before."""
+    if getattr(options, "config", None):
+        options.config = os.path.abspath(options.config)
+    os.chdir(Path.home())
 
 
 def _run(name: str, options: argparse.Namespace) -> int:

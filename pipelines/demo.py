@@ -28,7 +28,7 @@ from pipelines.config import Config, UserError, to_yaml
 from pipelines.dataset import PreparedDataset
 from pipelines.runs import step_split
 from pipelines.schema import RunDir
-from pipelines.session import Needs, Progress, check_job_path, connect, event, in_job
+from pipelines.session import Needs, Progress, connect, event, in_job
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,6 @@ class JobFailed(RuntimeError):
 
 def check(config: Config) -> list[str]:
     """Says what would be done."""
-    _check_paths(config)
     how = "one after the other in this job" if in_job() else "as jobs of a local Ray"
     return [
         f"prepare {storage.absolute(config.dataset)}, then train, evaluate and sample in "
@@ -61,7 +60,6 @@ def run(config: Config) -> None:
         UserError: a stage found a mistake of the user's.
         JobFailed: a stage failed.
     """
-    _check_paths(config)
     layout = RunDir(storage.absolute(config.run))
     storage.require_writable(layout.path, "run")
     began = time.monotonic()
@@ -76,12 +74,6 @@ def run(config: Config) -> None:
                 _run_job(client, stage, arguments, layout)
     _tell(config, layout, time.monotonic() - began)
     event(logger, "wrote", run=layout.path, dataset=storage.absolute(config.dataset))
-
-
-def _check_paths(config: Config) -> None:
-    if in_job():
-        check_job_path(config.run, "run")
-        check_job_path(config.dataset, "dataset")
 
 
 def _stages(config: Config, layout: RunDir, folder: str) -> Iterator[tuple[str, list[str]]]:

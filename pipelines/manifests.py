@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from pipelines import evaluate, serve, train
+from pipelines import evaluate, prepare, serve, train
 from pipelines.config import Config, load_config
 from pipelines.errors import UserError
 from pipelines.session import Needs, check_resources
@@ -68,9 +68,7 @@ def needs(config: Config, stage: str) -> Needs:
     """
     options = config.evaluate
     if stage == "prepare":
-        # As prepare shares out a cluster that may grow: a CPU to each encoder. Its GPUs are those it finds, if any.
-        workers = 0 if config.text.encoder == "none" else config.text.num_actors
-        return Needs(stage="prepare", workers=workers)
+        return prepare.needs(config)
     if stage == "train":
         return replace(train.needs(config), workers=config.train.num_workers)
     if stage == "evaluate":

@@ -21,7 +21,7 @@ import math
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -122,11 +122,12 @@ def run(config: Config) -> Manifest:
     plan = _plan(config)
     if _is_finished(plan):
         event(logger, "kept", dataset=plan.dataset, state="finished already")
-        return _read_manifest(plan)
+        content = storage.read_bytes(storage.join(plan.dataset, schema.MANIFEST))
+        return Manifest.from_json(content.decode())
     storage.require_writable(plan.dataset, "dataset")
     begun = dataclasses.asdict(plan.settings) | {schema.PLANNED: plan.num_images}
-    content = json.dumps(begun, indent=2) + "\n"
-    storage.write_atomically(storage.join(plan.dataset, schema.SETTINGS), content.encode())
+    content = (json.dumps(begun, indent=2) + "\n").encode()
+    storage.write_atomically(storage.join(plan.dataset, schema.SETTINGS), content)
     finished = _find_finished(plan)
     missing = [unit for unit in plan.units() if unit not in finished]
     if missing:
@@ -239,11 +240,6 @@ def _is_finished(plan: Plan) -> bool:
     return storage.exists(storage.join(plan.dataset, schema.MANIFEST))
 
 
-def _read_manifest(plan: Plan) -> Manifest:
-    path = storage.join(plan.dataset, schema.MANIFEST)
-    return Manifest.from_json(storage.read_bytes(path).decode())
-
-
 def _find_finished(plan: Plan) -> Finished:
     """Files of an earlier run; they count only if the null prompt is there too, which the first file's writer makes."""
     found: Finished = {}
@@ -267,15 +263,16 @@ def _make(config: Config, plan: Plan, missing: list[Row], kept: Finished) -> Fin
     # COCO's captions are read here only; Parquet files by the workers.
     paths = [path for path in named if path is not None and not path.endswith(".json")]
     made: Finished = {}
-    with (
-        connect(config, Needs(stage="prepare", paths=(config.dataset, *paths))),
-        Progress("prepare", plan.num_images, "images", _images(kept)) as progress,
-    ):
+    # Without GPUs, encoders make do with the CPUs that there are.
+    wanted = needs(config) if config.text.use_gpu else Needs(stage="prepare")
+    wanted = replace(wanted, paths=(config.dataset, *paths))
+    done = _images(kept)
+    with connect(config, wanted), Progress("prepare", plan.num_images, "images", done) as progress:
         import ray.data
 
         # One block a unit: a block may hold several without harm, but one for all would leave cores idle.
         rows = ray.data.from_items(missing, override_num_blocks=len(missing))
-        num_cpus, num_gpus = _shares(num_actors)
+        num_cpus, num_gpus = _shares(num_actors, config.text.use_gpu)
         decode = functools.partial(units.decode_unit, sources=plan.sources, settings=plan.settings)
         # No limit; but without one Ray may fuse this stage into the few actors of the next.
         tasks = ray.data.TaskPoolStrategy(size=len(missing))
@@ -303,15 +300,26 @@ def _make(config: Config, plan: Plan, missing: list[Row], kept: Finished) -> Fin
     return made
 
 
-def _shares(num_actors: int) -> tuple[float, float]:
-    """CPUs of a task or an encoder, and GPUs of an encoder.
+def needs(config: Config) -> Needs:
+    """What a cluster must be able to give for all encoders at their full size."""
+    text = config.text
+    return Needs(
+        stage="prepare",
+        workers=0 if text.encoder == schema.NO_ENCODER else text.num_actors,
+        gpus_per_worker=1.0 if text.use_gpu else 0.0,
+    )
+
+
+def _shares(num_actors: int, use_gpu: bool | None) -> tuple[float, float]:
+    """CPUs of a task or an encoder, and GPUs of an encoder: as asked, or of those that there are.
 
     One CPU each, or less where the encoders would take them all and leave nothing to decode with, and no more nodes can come.
     """
     nodes = resources()
     cpus, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
     share = 1.0 if may_grow() else min(1.0, cpus / (num_actors + 1))
-    return share, min(1.0, gpus / num_actors) if num_actors else 0.0
+    found = min(1.0, gpus / num_actors) if num_actors else 0.0
+    return share, found if use_gpu is None else float(use_gpu)
 
 
 def _images(files: Finished) -> int:

@@ -68,6 +68,8 @@ class TextConfig:
     "Captions encoded together, of like length."
     num_actors: int
     "Copies of the encoder working side by side: one for each GPU or, without GPUs, for each CPU."
+    use_gpu: bool | None
+    "Give each copy a GPU, and wait for it where the cluster can grow; null shares out the GPUs that are there when it begins."
 
     def __post_init__(self) -> None:
         check_positive(self, "max_tokens", "batch_size", "num_actors")

@@ -248,17 +248,15 @@ def check_resources(needs: Needs, nodes: Sequence[Mapping[str, float]]) -> None:
 
 
 def check_paths(paths: Sequence[str], *, several_nodes: bool, shared: bool) -> None:
-    """Refuses paths that would mean another directory on another node, or in a job's throw-away working directory.
+    """Refuses paths that would mean another directory on another node.
 
     Raises:
         UserError: naming the path.
     """
+    if shared or not several_nodes:
+        return
     for path in paths:
-        if "://" in path or path.startswith("package:"):
-            continue
-        if in_job():
-            check_job_path(path)
-        if several_nodes and not shared:
+        if "://" not in path and not path.startswith("package:"):
             raise UserError(
                 f"{path!r} is a local path, and the cluster has or may get several nodes; give s3://, or "
                 "set ray.shared_paths=true if every node mounts the same directory there"
@@ -268,25 +266,6 @@ def check_paths(paths: Sequence[str], *, several_nodes: bool, shared: bool) -> N
 def in_job() -> bool:
     """Whether this process belongs to a submitted job."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-
-
-def check_job_path(path: str, key: str = "") -> None:
-    """Refuses a path that would lie in a job's throw-away working directory.
-
-    Args:
-        path: as configured.
-        key: the configuration's key that gave it, or the option, for the message.
-
-    Raises:
-        UserError: naming the path.
-    """
-    if "://" in path or path.startswith("package:") or os.path.isabs(path):
-        return
-    named = f"{key}={path!r}" if key else repr(path)
-    raise UserError(
-        f"{named} is relative, and a submitted job runs in a copy of its working "
-        "directory that is deleted later; give an absolute path or s3://"
-    )
 
 
 def setup_logging() -> None:

@@ -1,7 +1,7 @@
 """``layered submit``: one stage, or several one after the other, as a job of a cluster.
 
 Everything that can be wrong is found before anything is sent: the arguments by the stage's own parser, the configuration by
-`load_config`, and paths that would mean nothing inside the job. What is sent is what the printed ``ray job submit`` line says, in
+`load_config`. What is sent is what the printed ``ray job submit`` line says, in
 which values of environment variables do not appear. A chain is one job, so it is followed, stopped and told of as one:
 
     bash -c 'python -m pipelines.prepare ... && python -m pipelines.train ...'
@@ -30,13 +30,16 @@ from pipelines import cli, jobs
 from pipelines.commands import CHAINABLE, FOLDER_OPTIONS, SUBMITTABLE, stage_parser
 from pipelines.config import Config
 from pipelines.errors import UserError
-from pipelines.session import check_job_path, event, joining_auth_mode
+from pipelines.session import event, joining_auth_mode
 
 logger = logging.getLogger(__name__)
 
 DISTRIBUTION = "layered-diffusion-ray"
 CONSTRAINTS = "constraints.txt"
 INTERRUPTED = 130
+
+Paths = dict[str, str | None]
+"""By the key or option that names them."""
 
 _SECRET = re.compile(
     r"SECRET|PASSWORD|PASSWD|PASSPHRASE|(^|_)(API|ACCESS|PRIVATE)?(KEY|TOKENS?|CREDENTIALS?|PASS|PAT)$"
@@ -221,8 +224,14 @@ def describe(options: Options) -> Job:
     source = source_directory()
     arguments = _with_config_inside(options.rest, source)
     facts: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for name in names:
-        facts |= _checked(name, options.rest)
+        about, named = _checked(name, options.rest)
+        facts |= about
+        paths |= {key: path for key, path in named.items() if path is not None}
+    relative = {key: path for key, path in paths.items() if _is_relative(path)}
+    if relative:
+        event(logger, "note", home="of Ray's user on the head, where these are", **relative)
     commands = [["python", "-m", f"pipelines.{name}", *arguments] for name in names]
     chained = ["bash", "-c", " && ".join(map(shlex.join, commands))]
     return Job(
@@ -241,49 +250,46 @@ def source_directory() -> str | None:
     return str(root) if (root / "ray_config.yaml").is_file() else None
 
 
-def _checked(name: str, arguments: Sequence[str]) -> dict[str, str]:
-    """Refuses what the stage itself would refuse, and paths that mean nothing in a job; says what it is about."""
+def _checked(name: str, arguments: Sequence[str]) -> tuple[dict[str, str], Paths]:
+    """Refuses what the stage itself would refuse; says what it is about, and what it reads and writes."""
     options = stage_parser(name).parse_intermixed_args(list(arguments))
     if getattr(options, "print_config", False) or getattr(options, "dry_run", False):
         raise UserError("--print-config and --dry-run of a stage need no job: `layered config`")
     if name == "export":
-        _check_paths({"RUN": options.run, "--output": options.output})
-        return {"run": options.run}
+        return {"run": options.run}, {"RUN": options.run, "--output": options.output}
     folders = {key: value for key, value in vars(options).items() if key in FOLDER_OPTIONS}
     if name == "evaluate" and folders:
         return _checked_folders(folders)
-    if name == "sample":
-        if options.server is not None:
-            raise UserError("--server draws without a cluster: `layered sample` alone does that")
-        _check_paths({"--output": options.output})
+    if name == "sample" and options.server is not None:
+        raise UserError("--server draws without a cluster: `layered sample` alone does that")
     if options.preset is None and options.run is not None and _is_out_of_sight(options.run):
         event(logger, "note", run=options.run, configuration="is on the cluster, and checked there")
-        return {"run": options.run}
+        return {"run": options.run}, {"run": options.run}
     config = cli.load(name, options)
-    _check_paths(_paths(name, config))
-    return {"preset": config.preset, "run": config.run, "dataset": config.dataset}
+    paths = _paths(name, config)
+    if name == "sample":
+        paths["--output"] = options.output
+    return {"preset": config.preset, "run": config.run, "dataset": config.dataset}, paths
 
 
 def _is_out_of_sight(run: str) -> bool:
     """Whether a run may be there for the cluster and is not for this machine."""
-    return os.path.isabs(run) and not os.path.exists(run)
+    return _is_relative(run) or (os.path.isabs(run) and not os.path.exists(run))
 
 
-def _checked_folders(folders: Mapping[str, Any]) -> dict[str, str]:
+def _checked_folders(folders: Mapping[str, Any]) -> tuple[dict[str, str], Paths]:
     """Of an evaluation of two folders."""
     given = {"output": "metrics.json", **folders}
-    _check_paths(
-        {
-            f"--{key.replace('_', '-')}": given.get(key)
-            for key in ("generated", "reference", "output", "features", "save_statistics")
-        }
-    )
-    return {"generated": str(given.get("generated")), "reference": str(given.get("reference"))}
+    paths = {
+        f"--{key.replace('_', '-')}": given.get(key)
+        for key in ("generated", "reference", "output", "features", "save_statistics")
+    }
+    return {key: str(given.get(key)) for key in ("generated", "reference")}, paths
 
 
-def _paths(name: str, config: Config) -> dict[str, str | None]:
+def _paths(name: str, config: Config) -> Paths:
     """What a stage reads and writes, by the key that names it."""
-    paths: dict[str, str | None] = {"dataset": config.dataset}
+    paths: Paths = {"dataset": config.dataset}
     if name in ("prepare", "demo"):
         paths |= {f"data.{key}": getattr(config.data, key) for key in _DATA_PATHS}
     if name != "prepare":
@@ -299,10 +305,8 @@ def _paths(name: str, config: Config) -> dict[str, str | None]:
     }
 
 
-def _check_paths(paths: Mapping[str, str | None]) -> None:
-    for key, path in paths.items():
-        if path is not None:
-            check_job_path(path, key)
+def _is_relative(path: str) -> bool:
+    return not ("://" in path or path.startswith("package:") or os.path.isabs(path))
 
 
 def _with_config_inside(arguments: Sequence[str], source: str | None) -> list[str]:
@@ -317,8 +321,11 @@ def _with_config_inside(arguments: Sequence[str], source: str | None) -> list[st
         inside = source is not None and Path(path).resolve().is_relative_to(source)
         if inside:
             path = str(Path(path).resolve().relative_to(str(source)))
-        else:
-            check_job_path(path, "--config")
+        elif _is_relative(path):
+            raise UserError(
+                f"--config={path!r} is no file of the source, which is all that travels; give an absolute path that the "
+                "cluster has"
+            )
         found[at] = f"{option}={path}" if equals else path
     return found
 

@@ -39,6 +39,7 @@ MAY_CHANGE = (
     "data.",
     "text.batch_size",
     "text.num_actors",
+    "text.use_gpu",
     "train.num_images",
     "train.cooldown_images",
     "train.accumulation_steps",

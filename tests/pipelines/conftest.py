@@ -1,12 +1,12 @@
 """A small COCO of every kind of picture, good and bad, and `prepare` without Ray."""
 
-import contextlib
 import dataclasses
 import io
 import json
-import os
 import shutil
-import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +20,7 @@ from layered_model import LayeredPipeline, ModelConfig, SamplingDefaults, checkp
 from layered_model.text import describe
 from pipelines import prepare, storage, units
 from pipelines.config import load_config
+from tests.pipelines import nodes
 
 WORDS = 4  # width of the toy text encoder
 MAX_TOKENS = 12
@@ -96,35 +97,30 @@ def _write_split(folder: Path, split: str, pictures: dict, again: bool) -> None:
 @pytest.fixture(scope="session")
 def descendants():
     """Finds what a process started, and what that started: process ids and command lines."""
-
-    def find(pid: int) -> dict[int, str]:
-        parents, lines = {}, {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                parents[int(folder.name)], lines[int(folder.name)] = parent, line
-        found: dict[int, str] = {}
-        queue = [pid]
-        while queue:
-            children = [child for child, parent in parents.items() if parent == queue[0]]
-            found |= {child: lines[child] for child in children}
-            queue = [*queue[1:], *children]
-        return found
-
-    return find
+    return nodes.descendants
 
 
 @pytest.fixture(scope="session")
 def kill():
     """Ends processes that may be gone already."""
+    return nodes.kill
 
-    def end(*pids: int) -> None:
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
 
-    return end
+@pytest.fixture(scope="session")
+def s3_server(s3_port: int, tmp_path_factory) -> Iterator[subprocess.Popen]:
+    """A server with a bucket, ``s3://bucket``. See `s3_server.py`."""
+    pytest.importorskip("moto")
+    with (tmp_path_factory.mktemp("s3") / "log").open("wb") as log:
+        command = [sys.executable, str(Path(__file__).with_name("s3_server.py")), str(s3_port)]
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            # Refused until the server is up.
+            filesystem, name = storage._remote("s3://bucket")
+            filesystem.mkdir(name)
+            yield process
+        finally:
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """A real S3 API server in a process of its own: moto's, which fails now and then if told to.
 
-    python s3_server.py PORT
+    python s3_server.py PORT [ADDRESS]
 
 ``PUT /faults/7`` lets every seventh request fail, in turn by 503 Slow Down, by 500 Internal Error, by a connection that closes
 without an answer, by one that closes after the request was obeyed, and by an answer that ends in the middle; ``PUT /faults/0``
@@ -68,4 +68,5 @@ class Faults:
 
 if __name__ == "__main__":
     application = Faults(DomainDispatcherApplication(create_backend_app))
-    run_simple("127.0.0.1", int(sys.argv[1]), application, threaded=True)
+    port, address, *_ = [*sys.argv[1:], "127.0.0.1"]
+    run_simple(address, int(port), application, threaded=True)

@@ -1,14 +1,11 @@
-"""`prepare` on a cluster that grows: Ray's own autoscaler, with a provider whose nodes are processes of this machine."""
+"""Stages on a cluster that grows: Ray's own autoscaler, with a provider whose nodes are processes of this machine."""
 
 import contextlib
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +14,10 @@ import pytest
 import yaml
 from PIL import Image
 
+from pipelines import prepare
 from pipelines.config import to_yaml
+from tests.pipelines.conftest import SMALL_MODEL
+from tests.pipelines.nodes import free_ports, node, shell
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.alone]
 
@@ -32,7 +32,6 @@ ENVIRONMENT = {
     "RAY_NODE_TYPE_NAME": HEAD,
     "RAY_enable_autoscaler_v2": "1",
     "RAY_AUTH_MODE": "disabled",
-    "RAY_USAGE_STATS_ENABLED": "0",
     # Looks every second, not every five; and Ray Data asks for more every second, not every ten.
     "AUTOSCALER_UPDATE_INTERVAL_S": "1",
     "RAY_DATA_MIN_GAP_BETWEEN_AUTOSCALING_REQUESTS": "1",
@@ -49,29 +48,34 @@ COMMANDS = (
 """What would be run on nodes that are machines."""
 
 DRIVER = """
-import json, os, sys, threading, time
+import importlib, json, os, sys, threading, time
 import ray
-from pipelines import prepare
+from pipelines import session
 from pipelines.config import from_yaml
 
+stage = importlib.import_module(f"pipelines.{sys.argv[1]}")
+session.set_environment()
 ray.init(address=os.environ["RAY_ADDRESS"])
-counts, done = [], threading.Event()
+began = time.monotonic()
+changes, done = [], threading.Event()
 
 def watch():
     while not done.wait(0.2):
-        counts.append(sum(node["Alive"] for node in ray.nodes()) - 1)
+        count = sum(node["Alive"] for node in ray.nodes()) - 1
+        if not changes or count != changes[-1][1]:
+            changes.append((round(time.monotonic() - began, 1), count))
 
 watcher = threading.Thread(target=watch, daemon=True)
 watcher.start()
-prepare.run(from_yaml(open(sys.argv[1]).read()))
-deadline = time.monotonic() + 60
-while counts[-1] and time.monotonic() < deadline:
+stage.run(from_yaml(open(sys.argv[2]).read()))
+ended = round(time.monotonic() - began, 1)
+while changes[-1][1] and time.monotonic() < began + ended + 60:
     time.sleep(0.2)
 done.set()
 watcher.join()
-print(json.dumps(counts))
+print(json.dumps({"changes": changes, "ended": ended}))
 """
-"""Prepares, and tells how many nodes there were beside the head, five times a second, until they have gone."""
+"""Runs a stage; tells when it ended, and when there came to be how many nodes beside the head, until none is left."""
 
 NUM_PICTURES = 1500
 TIMEOUT = 240
@@ -108,33 +112,15 @@ def launcher(address: str) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def cluster(descendants, kill) -> Iterator[str]:
+def cluster(tmp_path_factory) -> Iterator[str]:
     """The address of a cluster that grows."""
-    folder = Path(
-        tempfile.mkdtemp(prefix="a-", dir="/tmp")
-    )  # Ray's sockets allow a short path only
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port = probe.getsockname()[1]
-    host = socket.gethostbyname(socket.gethostname())
-    (folder / "launcher.yaml").write_text(yaml.safe_dump(launcher(f"{host}:{port}")))
-    command = [
-        *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"),
-        *(f"--port={port}", "--num-cpus=0", "--include-dashboard=false"),
-        *(f"--autoscaling-config={folder / 'launcher.yaml'}", f"--temp-dir={folder / 't'}"),
-        f"--object-store-memory={150 * 2**20}",
-    ]
-    with (folder / "log").open("wb") as log:
-        head = subprocess.Popen(command, env=os.environ | ENVIRONMENT, stdout=log, stderr=log)
-    try:
-        while "Ray runtime started" not in (folder / "log").read_text():
-            assert head.poll() is None, (folder / "log").read_text()
-            time.sleep(0.1)
-        yield f"{host}:{port}"
-    finally:
-        kill(*descendants(head.pid), head.pid)
-        head.wait()
-        shutil.rmtree(folder, ignore_errors=True)
+    (port,) = free_ports(1)
+    address = f"{socket.gethostbyname(socket.gethostname())}:{port}"
+    path = tmp_path_factory.mktemp("cluster") / "launcher.yaml"
+    path.write_text(yaml.safe_dump(launcher(address)))
+    arguments = ["--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false"]
+    with node([*arguments, f"--autoscaling-config={path}"], shell(**ENVIRONMENT)):
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +136,28 @@ def photos(tmp_path_factory) -> Path:
     return folder
 
 
-def test_nodes_come_are_used_and_go(configure, photos, cluster, tmp_path):
+@pytest.fixture
+def counts(cluster, tmp_path):
+    """Runs a stage; returns how many nodes there were beside the head, one number after the other."""
+
+    def run(stage, config) -> list[int]:
+        (tmp_path / "config.yaml").write_text(to_yaml(config))
+        done = subprocess.run(
+            [sys.executable, "-c", DRIVER, stage, str(tmp_path / "config.yaml")],
+            env=shell(**ENVIRONMENT, RAY_ADDRESS=cluster),
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+        )
+        assert done.returncode == 0, done.stderr
+        told = done.stdout.splitlines()[-1]
+        sys.stdout.write(f"{stage} {told}\n")
+        return [count for _, count in json.loads(told)["changes"]]
+
+    return run
+
+
+def test_prepare_makes_nodes_come_uses_them_and_lets_them_go(configure, photos, counts, tmp_path):
     config = configure(
         f"data.train_images={photos}",
         *(f"data.{key}=null" for key in ("train_annotations", "val_annotations", "val_images")),
@@ -158,21 +165,28 @@ def test_nodes_come_are_used_and_go(configure, photos, cluster, tmp_path):
         "text.encoder=none",
         "ray.shared_paths=true",
     )
-    (tmp_path / "config.yaml").write_text(to_yaml(config))
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, str(tmp_path / "config.yaml")],
-        env=os.environ | ENVIRONMENT | {"RAY_ADDRESS": cluster},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-    )
-    assert done.returncode == 0, done.stderr
-    counts = json.loads(done.stdout.splitlines()[-1])
+    seen = counts("prepare", config)
     # None of the work can be done on the head, so the nodes did it.
-    assert (counts[0], counts[-1]) == (0, 0)
-    assert 1 <= max(counts) <= 2
+    assert (seen[0], seen[-1]) == (0, 0)
+    assert 1 <= max(seen) <= 2
     manifest = json.loads((tmp_path / "dataset" / "manifest.json").read_text())
     assert manifest["splits"]["train"]["counts"]["images"] == NUM_PICTURES
+
+
+def test_two_workers_of_train_get_a_node_each(configure, without_ray, counts, tmp_path):
+    config = configure(
+        *SMALL_MODEL,
+        f"run={json.dumps(str(tmp_path / 'run'))}",
+        *("train.num_images=640", "train.batch_size=4", "train.num_workers=2"),
+        *("train.log_every_images=64", "train.num_validation_images=0", "train.trackers=[]"),
+        "ray.shared_paths=true",
+    )
+    prepare.run(config)
+    seen = counts("train", config)
+    assert (seen[0], max(seen), seen[-1]) == (0, 2, 0)
+    log = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["images"] for line in log] == list(range(64, 641, 64))
+    assert {json.loads(line)["num_workers"] for line in log} == {2}
 
 
 def test_local_paths_on_a_cluster_that_may_grow_are_refused(configure, photos, cluster, tmp_path):
@@ -180,7 +194,7 @@ def test_local_paths_on_a_cluster_that_may_grow_are_refused(configure, photos, c
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     done = subprocess.run(
         [sys.executable, "-m", "pipelines.prepare", "--run", str(tmp_path)],
-        env=os.environ | ENVIRONMENT | {"RAY_ADDRESS": cluster},
+        env=shell(**ENVIRONMENT, RAY_ADDRESS=cluster),
         capture_output=True,
         text=True,
         timeout=TIMEOUT,

@@ -26,6 +26,8 @@ def pool(name="gpu", **changes):
 def test_a_stage_is_checked_at_its_full_size(coco512):
     sizes = {stage: needs(coco512, stage) for stage in STAGES}
     assert sizes["prepare"].workers == coco512.text.num_actors == 8
+    assert (sizes["prepare"].cpus_per_worker, sizes["prepare"].gpus_per_worker) == (1, 0)
+    assert needs(load_config("coco512", ["text.use_gpu=true"]), "prepare").gpus_per_worker == 1
     assert (sizes["train"].workers, sizes["train"].cpus_per_worker) == (8, 8)
     assert sizes["evaluate"].workers == coco512.evaluate.num_samplers == 8
     assert sizes["evaluate"].cpus_for_tasks == 4 * 2 + 1

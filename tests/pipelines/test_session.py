@@ -54,13 +54,6 @@ def test_local_paths_on_several_nodes_need_a_promise(monkeypatch) -> None:
         check_paths(["runs/a"], several_nodes=True, shared=False)
 
 
-def test_relative_paths_inside_a_job_are_refused(monkeypatch) -> None:
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    check_paths(["/runs/a", "s3://bucket/a"], several_nodes=False, shared=False)
-    with pytest.raises(UserError, match="'runs/a' is relative"):
-        check_paths(["runs/a"], several_nodes=False, shared=False)
-
-
 @pytest.fixture
 def environment(monkeypatch, tmp_path):
     """A home without Ray's token, and an environment without Ray's variables."""

