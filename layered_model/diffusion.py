@@ -2,10 +2,10 @@
 
     x_t,l = alpha_l(t) D_l x0 + sigma_l(t) eps_l
 
-Pictures and noise go through the same operator (see `resample`): with any other pairing (``picture_kernel``) the difference of two
-inputs holds the clean picture without noise. With shared noise and ``extra = 0``, ``x_t`` of a low layer is ``c_t D x_t,top`` exactly with
-``c_t = alpha_l / alpha_top``; with shared noise and unequal ``extra`` two layers' inputs determine the clean low picture, which
-is refused unless ``allow_leak``. Called by the training stage, `sampler` and `pipeline`.
+Pictures and noise go through the same operator (see `resample`): with any other pairing (``picture_kernel``) the difference of
+two inputs holds the clean picture without noise. With shared noise and ``extra = 0``, ``x_t`` of a low layer is ``c_t D x_t,top``
+exactly with ``c_t = alpha_l / alpha_top``; with shared noise and unequal ``extra`` two layers' inputs determine the clean low
+picture, which is refused unless ``allow_leak``. Called by the training stage, `sampler` and `pipeline`.
 """
 
 import math
@@ -215,7 +215,9 @@ class LayeredDiffusion:
         """
         side, top = x0.shape[-1], self.resolutions[-1]
         if side not in self.resolutions and side < top:
-            raise ValueError(f"pictures of {side} pixels must have one of {self.resolutions}, or more")
+            raise ValueError(
+                f"pictures of {side} pixels must have one of {self.resolutions}, or more"
+            )
         return [downscale(x0, r, self.kernel) for r in self.resolutions if r <= side]
 
     def noise(

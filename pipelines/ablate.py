@@ -1,23 +1,23 @@
 """``layered ablate``: an experiment's cells are trained and evaluated on Ray, and a report says what came of them.
 
-An experiment is a file (`ablation.experiment`); its cells live in one store for all experiments (`ablation.cells`); what is not there
-is run, side by side as far as there is room (`ablation.runner`); the report is made from what is there, whether all of it is or not
-(`ablation.pages`). Run by `cli`.
+An experiment is a file (`ablation.experiment`); its cells live in one store for all experiments (`ablation.cells`); what is not
+there is run, side by side as far as there is room (`ablation.runner`); the report is made from what is there, whether all of it
+is or not (`ablation.findings`, `ablation.story`). Run by `cli`.
 """
 
 import logging
+import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from pipelines import costs, recipe, storage
-from pipelines.ablation import cells, experiment, runner
+from pipelines import recipe, storage
+from pipelines.ablation import cells, experiment, findings, runner, story
 from pipelines.ablation.cells import Grid
 from pipelines.ablation.experiment import SCALES, ScaleName
 from pipelines.ablation.speed import Speeds
-from pipelines.config import Config
-from pipelines.errors import UserError
+from pipelines.errors import StageFailed, UserError
 from pipelines.session import check_job_path, event, in_job
 
 logger = logging.getLogger(__name__)
@@ -49,16 +49,19 @@ def run(settings: Settings) -> int:
     """Does what is asked for.
 
     Returns:
-        The exit code: 1 where a cell is missing that was to be run.
+        The exit code.
 
     Raises:
         UserError: something is wrong with arguments, file or configuration.
+        StageFailed: cells are missing; the report is there.
     """
     if settings.list:
         sys.stdout.write("\n".join(_listed()) + "\n")
         return 0
     if settings.experiment is None:
-        raise UserError(f"give an experiment: {', '.join(experiment.names())}, or a file; --list tells more")
+        raise UserError(
+            f"give an experiment: {', '.join(experiment.names())}, or a file; --list tells more"
+        )
     name, found = experiment.load(settings.experiment)
     options = _options(settings, found)
     if in_job():
@@ -76,9 +79,37 @@ def run(settings: Settings) -> int:
     if not settings.report_only:
         failed = runner.run(runner.tasks_of(grid), settings.parallel)
     missing = [cell for cell in grid.cells if not cell.finished]
-    for path, cause in failed.items():
-        event(logger, "missing", path=path, cause=cause)
-    return 1 if missing else 0
+    if len(missing) == len(grid.cells):
+        raise StageFailed(f"no cell is there, so there is nothing to report{_causes(failed)}")
+    output = storage.absolute(settings.output)
+    storage.require_writable(output, "output")
+    numbers = findings.gather(grid)
+    paths = story.write(numbers, output, _again(settings), failed)
+    sys.stdout.write(story.told(numbers) + "\n")
+    event(logger, "wrote", report=paths[0], page=paths[1], cells=storage.absolute(options.store))
+    if missing:
+        raise StageFailed(
+            f"{len(missing)} of {len(grid.cells)} cells are missing, as the report says{_causes(failed)}; the same "
+            "command goes on from here"
+        )
+    return 0
+
+
+def _causes(failed: Mapping[str, str]) -> str:
+    """The first of several causes."""
+    return f": {next(iter(failed.values()))}" if failed else ""
+
+
+def _again(settings: Settings) -> str:
+    """The command that was given, without what changes nothing about the result."""
+    words = ["layered", "ablate", str(settings.experiment)]
+    for field in fields(Settings):
+        value = getattr(settings, field.name)
+        if field.name in ("scale", "preset", "config", "dataset", "data") and value is not None:
+            words += [f"--{field.name}", str(value)]
+    if settings.seeds is not None:
+        words += ["--seeds", ",".join(map(str, settings.seeds))]
+    return shlex.join([*words, *settings.overrides])
 
 
 def _listed() -> Iterator[str]:
@@ -115,6 +146,7 @@ def _dry(grid: Grid, speeds: Speeds) -> Iterator[str]:
     rows = [("cell", "seed", "pictures", "training", "drawing", "", "directory")]
     for cell in grid.cells:
         trained = cell.training
+        each = findings.drawing_macs(trained.config, cell.config)
         state = "finished" if cell.finished else "trained" if trained.finished else "to do"
         rows.append(
             (
@@ -122,7 +154,7 @@ def _dry(grid: Grid, speeds: Speeds) -> Iterator[str]:
                 str(cell.seed),
                 f"{sum(part.config.train.num_images for part in trained.chain):,}",
                 macs_text(trained.macs),
-                macs_text(drawing_macs(trained.config, cell.config) * cell.config.evaluate.num_images),
+                macs_text(each * cell.config.evaluate.num_images),
                 state,
                 cell.path,
             )
@@ -135,23 +167,13 @@ def _dry(grid: Grid, speeds: Speeds) -> Iterator[str]:
     left = [training for training in trainings.values() if not training.finished]
     total = sum(recipe.step_macs(t.config) * t.config.train.num_images for t in left)
     yield (
-        f"to do: {len(todo)} stages, of which {len(left)} trainings with {macs_text(total)} multiply-adds; a training step counts "
-        "as three passes forward"
+        f"to do: {len(todo)} stages, of which {len(left)} trainings with {macs_text(total)} multiply-adds; a training "
+        f"step counts as three passes forward"
     )
     for levels in grid.left_out:
         yield f"left out without --data: {cells.label(levels)}"
     if speeds.guessed:
         yield "pictures of a budget of time are guessed from multiply-adds; the run itself measures"
-
-
-def drawing_macs(trained: Config, config: Config) -> int:
-    """Multiply-adds of drawing a picture: evaluations of the network, twice as many rows under guidance."""
-    sample = config.sample
-    each = costs.network_macs(trained.model, trained.text.max_tokens)
-    scales = sample.layer_guidance or (sample.guidance,)
-    rows = 2 if any(scale != 1 for scale in scales) else 1
-    evaluations = 2 * sample.num_steps - 1 if sample.sampler == "heun" else sample.num_steps
-    return each * rows * evaluations
 
 
 def macs_text(number: float) -> str:

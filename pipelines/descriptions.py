@@ -82,8 +82,8 @@ STAGES = {
     ),
     "ablate": Stage(
         summary="an experiment -> its cells' scores, and a report",
-        description="Trains and evaluates every cell of an experiment with several seeds, side by side as far as there is room, and\n"
-        "reports what differs by more than chance. What is there is not run again, so an interrupted run goes on.",
+        description="Trains and evaluates every cell of an experiment with several seeds, side by side as far as there is room,\n"
+        "and reports what differs by more than chance. What is there is not run again, so an interrupted run goes on.",
         example="layered ablate e2 --preset demo\n"
         "  layered ablate e2 --scale full --dataset s3://bucket/coco --store s3://bucket/ablate",
     ),

@@ -100,7 +100,9 @@ def draw(
             pipeline.sample(
                 *texts(0, numbers),
                 [captions[number].seed for number in numbers],
-                layer_prompts={resolution: texts(resolution, numbers) for resolution in above or {}},
+                layer_prompts={
+                    resolution: texts(resolution, numbers) for resolution in above or {}
+                },
                 **options.arguments,
             )
         )

@@ -249,8 +249,8 @@ class EvaluateConfig:
     model: str | None
     "Directory of the model that is scored, such as one of `layered export`; null for the run's own."
     layer_captions: tuple[int, ...]
-    """Whose caption each layer follows, low to high: 0 for the picture's own, 1 for that of the next picture drawn, and so on. Shows
-    what each layer's prompt decides; empty for the own in all of them."""
+    """Whose caption each layer follows, low to high: 0 for the picture's own, 1 for that of the next picture drawn, and so on.
+    Shows what each layer's prompt decides; empty for the own in all of them."""
     num_images: int
     "Pictures drawn. A distance of Frechet's kind is biased by c/N, so compare equal numbers only."
     batch_size: int

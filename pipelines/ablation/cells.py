@@ -280,7 +280,7 @@ class _Maker:
     ) -> int:
         """Pictures of a training: the configuration's, a share of the base's, or as many as cost the baseline's."""
         if "images" in level:
-            return round(level["images"] * self.base.train.num_images)
+            return round(float(level["images"]) * self.base.train.num_images)
         if "budget" not in level:
             return config.train.num_images
         levels = self.found.baseline
@@ -308,9 +308,7 @@ class _Maker:
         prepared = dataclasses.replace(enough, data=config.data, text=config.text, seed=0)
         decides = _decisive(prepared, "data.", "text.")
         path = self._path("datasets", decides, top, seed=False)
-        return Dataset(
-            config=dataclasses.replace(prepared, dataset=path), identity=_last(path)
-        )
+        return Dataset(config=dataclasses.replace(prepared, dataset=path), identity=_last(path))
 
     def _path(self, kind: str, *decides: Any, seed: bool = True) -> str:
         name = [self.preset, *([str(self.seed)] if seed else []), fingerprint(*decides)[:12]]
@@ -329,9 +327,7 @@ def _last(path: str) -> str:
     return path.rpartition("/")[2]
 
 
-def images_for(
-    config: Config, first: Training | None, baseline: Training, relative: Speed
-) -> int:
+def images_for(config: Config, first: Training | None, baseline: Training, relative: Speed) -> int:
     """Pictures with which a training costs what the baseline does, what it grows from included; whole batches.
 
     Args:

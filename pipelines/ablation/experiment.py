@@ -80,8 +80,8 @@ class Factor:
     "'training'; or 'drawing', whose levels share one trained model."
     levels: dict[str, dict[str, Any]]
     """By name: dotted keys of the configuration and their values, or ``small`` and ``full`` with such. A level of training may
-    have ``images`` (share of the baseline's pictures), ``budget`` (``macs`` or ``time``: as many pictures as cost the baseline's),
-    and ``first`` (keys of a training that comes before, and whose model this one grows from)."""
+    have ``images`` (share of the baseline's pictures), ``budget`` (``macs`` or ``time``: as many pictures as cost the
+    baseline's), and ``first`` (keys of a training that comes before, and whose model this one grows from)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +103,9 @@ class Experiment:
     "The cell that all others are compared with."
     metrics: dict[str, str]
     "Names -> 'lower', 'higher' (is better) or 'none' (shown, not judged); the first is what conclusions are drawn from."
+    curve: dict[str, str] = field(default_factory=dict)
+    "For a chart of the first metric: ``across``, one of `ACROSS`, and ``factor``, of which each level has a curve; "
+    "empty for none."
 
     def scale(self, name: ScaleName) -> Scale:
         """One of the scales."""
@@ -123,6 +126,10 @@ class Experiment:
     def direction(self, metric: str) -> Direction:
         """Which way is better."""
         return cast(Direction, self.metrics[metric])
+
+
+ACROSS = ("draw_seconds", "drawing_macs")
+"""What a chart of curves can have across: seconds, or multiply-adds, of drawing a picture."""
 
 
 def names() -> list[str]:
@@ -208,6 +215,14 @@ def _check(found: Experiment) -> None:
             raise ValueError(
                 f"metrics.{metric}={direction!r} must be one of {', '.join(get_args(Direction))}"
             )
+    if found.curve and (
+        set(found.curve) != {"across", "factor"}
+        or found.curve["across"] not in ACROSS
+        or found.curve["factor"] not in found.factors
+    ):
+        raise ValueError(
+            f"curve={found.curve} must have across ({', '.join(ACROSS)}) and factor ({', '.join(found.factors)})"
+        )
     for name in SCALES:
         seeds = found.scale(name).seeds
         if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:

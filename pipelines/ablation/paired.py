@@ -1,14 +1,14 @@
 """What several seeds say about a difference: means, spreads, paired t intervals, Holm's correction, and a verdict.
 
-A cell and its baseline are run with the same seeds, and a seed decides weights, order, noise and captions of both. So what is looked
-at are the differences d_i of a seed's two numbers, i = 1 ... n:
+A cell and its baseline are run with the same seeds, and a seed decides weights, order, noise and captions of both. So what is
+looked at are the differences d_i of a seed's two numbers, i = 1 ... n:
 
     mean +- t_(n-1)(0.975) s / sqrt(n)          s the standard deviation of the d_i
     p    =  2 P(T_(n-1) > |mean| sqrt(n) / s)   of no difference (Student, 1908)
 
 which takes them to be normal; with three seeds nobody can check that, and only large differences can be told from chance. Where
-several cells are compared with one baseline, some difference would look real by chance; Holm (1979, "A Simple Sequentially Rejective
-Multiple Test Procedure") raises the p values so that in 95 % of all such families none does:
+several cells are compared with one baseline, some difference would look real by chance; Holm (1979, "A Simple Sequentially
+Rejective Multiple Test Procedure") raises the p values so that in 95 % of all such families none does:
 
     p'_(k) = max over j <= k of min(1, (m - j + 1) p_(j))     p_(1) <= ... <= p_(m)
 
@@ -37,7 +37,7 @@ class Spread(NamedTuple):
     mean: float
     deviation: float
     "Standard deviation; NaN of one number."
-    count: int
+    number: int
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
@@ -56,7 +56,7 @@ class Difference(NamedTuple):
     "Ends of the 95 % interval; NaN of one seed."
     p: float
     "Of no difference; NaN of one seed."
-    count: int
+    number: int
     "Seeds."
 
 
@@ -82,16 +82,14 @@ def difference(values: Sequence[float], baseline: Sequence[float]) -> Difference
     if len(values) != len(baseline) or not values:
         raise ValueError(f"{len(values)} and {len(baseline)} numbers are no pairs")
     apart = np.asarray(values, dtype=np.float64) - np.asarray(baseline, dtype=np.float64)
-    mean, deviation, count = Spread.of(apart.tolist())
-    if count == 1:
-        return Difference(mean, math.nan, math.nan, math.nan, count)
-    error = deviation / math.sqrt(count)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * error
-    if error:
-        p = 2 * float(stats.t.sf(abs(mean) / error, count - 1))
-    else:  # every seed says the same
-        p = 0.0 if mean else 1.0
-    return Difference(mean, mean - half, mean + half, p, count)
+    mean, deviation, number = Spread.of(apart.tolist())
+    if number == 1:
+        return Difference(mean, math.nan, math.nan, math.nan, number)
+    error = deviation / math.sqrt(number)
+    half = float(stats.t.ppf((1 + LEVEL) / 2, number - 1)) * error
+    # Without an error every seed says the same.
+    p = 2 * float(stats.t.sf(abs(mean) / error, number - 1)) if error else float(mean == 0)
+    return Difference(mean, mean - half, mean + half, p, number)
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -124,7 +122,7 @@ def judge(
 def _verdict(found: Difference, adjusted: float, direction: Direction) -> Verdict:
     if direction == "none":
         return "not judged"
-    if found.count == 1:
+    if found.number == 1:
         return "one run"
     if adjusted > 1 - LEVEL:
         return "no difference seen"

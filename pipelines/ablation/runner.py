@@ -45,9 +45,7 @@ def tasks_of(grid: Grid) -> list[Task]:
     """All tasks of an experiment, each once: what is needed before what needs it, and cell by cell."""
     found: dict[str, Task] = {}
 
-    def add(
-        stage: str, config: Config, path: str, owner: Any, needs: tuple[str, ...] = ()
-    ) -> None:
+    def add(stage: str, config: Config, path: str, owner: Any, needs: tuple[str, ...] = ()) -> None:
         task = Task(
             stage=stage,
             path=path,
@@ -177,7 +175,9 @@ def _run(tasks: Sequence[Task], parallel: int, start: Start) -> dict[str, str]:
                     del waiting[task.path]
                     event(logger, "start", stage=task.stage, path=task.path)
                     running[task.path] = (task, start(task), time.monotonic())
-                for path in [path for path, (_, job, _) in running.items() if job.poll() is not None]:
+                for path in [
+                    path for path, (_, job, _) in running.items() if job.poll() is not None
+                ]:
                     task, job, began = running.pop(path)
                     seconds = time.monotonic() - began
                     if (cause := _ended(task, job)) is not None:
@@ -198,9 +198,7 @@ def _run(tasks: Sequence[Task], parallel: int, start: Start) -> dict[str, str]:
     return failed
 
 
-def _ready(
-    waiting: dict[str, Task], running: dict[str, Any], failed: dict[str, str]
-) -> list[Task]:
+def _ready(waiting: dict[str, Task], running: dict[str, Any], failed: dict[str, str]) -> list[Task]:
     """Tasks that can begin, in order."""
     open_ = {*waiting, *running, *failed}
     return [task for task in waiting.values() if not open_ & set(task.needs)]

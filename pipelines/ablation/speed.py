@@ -1,8 +1,8 @@
 """How long training on a picture takes with one configuration, by another: for budgets of equal time.
 
-Two configurations take turns at whole steps (loss, gradient, optimizer, averages) on made-up pictures, with the threads or the GPU of
-one worker, and the median of the rounds' ratios counts (see `costs`). It is measured once, before anything runs, and kept in
-``STORE/speeds.json``: measured anew it would differ a little, and with it the number of pictures and so the cell.
+Two configurations take turns at whole steps (loss, gradient, optimizer, averages) on made-up pictures, with the threads or the
+GPU of one worker, and the median of the rounds' ratios counts (see `costs`). It is measured once, before anything runs, and kept
+in ``STORE/speeds.json``: measured anew it would differ a little, and with it the number of pictures and so the cell.
 
 Called by `pipelines.ablate`.
 """
@@ -98,7 +98,8 @@ def measured(config: Config, other: Config) -> dict[str, Any]:
         torch.set_num_threads(threads)
     sizes = [_share(config), _share(other)]
     seconds = [
-        [value / size for value in values] for values, size in zip(taken.values(), sizes, strict=True)
+        [value / size for value in values]
+        for values, size in zip(taken.values(), sizes, strict=True)
     ]
     ratio = costs.ratio(*seconds)
     event(logger, "speed", ratio=ratio.median, low=ratio.low, high=ratio.high)
