@@ -238,13 +238,8 @@ class _Maker:
     def cell(self, levels: Mapping[str, str]) -> Cell:
         """A cell with its trainings."""
         told = ", ".join(f"{factor} {level}" for factor, level in levels.items())
-        training: dict[str, Any] = {}
-        drawing: dict[str, Any] = {}
-        for factor, level in levels.items():
-            into = training if self.found.factors[factor].concerns == "training" else drawing
-            into |= self.found.level(factor, level, self.options.scale)
-        trained = self._training(training, told)
-        config = self._load(drawing, told)
+        trained = self._training(self._merged(levels, "training"), levels, told)
+        config = self._load(self._merged(levels, "drawing"), told)
         evaluation = dataclasses.replace(
             config,
             dataset=trained.dataset.path,
@@ -258,14 +253,22 @@ class _Maker:
             config=dataclasses.replace(evaluation, run=path),
         )
 
-    def _training(self, level: Mapping[str, Any], told: str) -> Training:
+    def _merged(self, levels: Mapping[str, str], concerns: str) -> dict[str, Any]:
+        """Keys and values of those levels that concern the one or the other."""
+        found: dict[str, Any] = {}
+        for factor, level in levels.items():
+            if self.found.factors[factor].concerns == concerns:
+                found |= self.found.level(factor, level, self.options.scale)
+        return found
+
+    def _training(self, level: Mapping[str, Any], levels: Mapping[str, str], told: str) -> Training:
         keys = {k: v for k, v in level.items() if k not in ("images", "budget", "first")}
         first = None
         if (before := level.get("first")) is not None:
-            first = self._training(before, f"{told}: first")
+            first = self._training(before, levels, f"{told}: first")
         config = _normal(self._load(keys, told))
         dataset = self._dataset(config)
-        number = self._num_images(level, config, first)
+        number = self._num_images(level, levels, config, first)
         config = _with_images(config, number)
         if first is not None:
             train = dataclasses.replace(config.train, grow_from=RunDir(first.path).model)
@@ -276,24 +279,24 @@ class _Maker:
         return Training(config=config, dataset=dataset, first=first)
 
     def _num_images(
-        self, level: Mapping[str, Any], config: Config, first: "Training | None"
+        self,
+        level: Mapping[str, Any],
+        levels: Mapping[str, str],
+        config: Config,
+        first: "Training | None",
     ) -> int:
         """Pictures of a training: the configuration's, a share of the base's, or as many as cost the baseline's."""
         if "images" in level:
             return round(float(level["images"]) * self.base.train.num_images)
         if "budget" not in level:
             return config.train.num_images
-        levels = self.found.baseline
-        contents = [self.found.level(*pair, self.options.scale) for pair in levels.items()]
-        merged: dict[str, Any] = {
-            key: value
-            for (factor, _), content in zip(levels.items(), contents, strict=True)
-            if self.found.factors[factor].concerns == "training"
-            for key, value in content.items()
-        }
+        other = self.found.baseline_of(levels)
+        merged = self._merged(other, "training")
         if "budget" in merged:
-            raise UserError("baseline: its level has a budget, which is a share of the baseline's")
-        baseline = self._training(merged, "baseline")
+            raise UserError(
+                f"baseline: the level of {label(other)} has a budget, which is a share of the baseline's"
+            )
+        baseline = self._training(merged, other, "baseline")
         macs = level["budget"] == "macs"
         return images_for(config, first, baseline, _by_macs if macs else self.speed)
 

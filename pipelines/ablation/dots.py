@@ -4,6 +4,7 @@ Called by `story`.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,20 +17,27 @@ _ROW, _TOP, _BOTTOM = 22, 10, 40
 _LETTER, _LONGEST = 6.7, 34
 
 
-def draw_dots(
-    title: str, unit: str, cells: Mapping[str, Sequence[float]], baseline: str
-) -> Element:
-    """A figure.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dots:
+    """A chart."""
 
-    Args:
-        title: what is measured.
-        unit: which way is better, or the like.
-        cells: name -> numbers, one a seed; rows from top to bottom.
-        baseline: the cell at whose mean a line runs through all rows.
-    """
-    body, height = _body(cells, baseline)
-    means = "; ".join(f"{name} {np.mean(values):.4g}" for name, values in cells.items() if values)
-    told = f"{title} {unit}, means: {means}"
+    title: str
+    "What is measured."
+    unit: str
+    "Which way is better, or the like."
+    cells: Mapping[str, Sequence[float]]
+    "Name -> numbers, one a seed; rows from top to bottom."
+    baseline: str
+    "The cell at whose mean a line runs through all rows."
+
+
+def draw_dots(chart: Dots) -> Element:
+    """A figure."""
+    body, height = _body(chart.cells, chart.baseline)
+    means = "; ".join(
+        f"{name} {np.mean(values):.4g}" for name, values in chart.cells.items() if values
+    )
+    told = f"{chart.title} {chart.unit}, means: {means}"
     drawing = element(
         "svg",
         element("title", told),
@@ -38,19 +46,18 @@ def draw_dots(
         role="img",
         aria_label=told,
     )
-    caption = element("figcaption", element("b", title), " ", element("span", unit))
+    caption = element("figcaption", element("b", chart.title), " ", element("span", chart.unit))
     return element("figure", caption, drawing, class_="chart")
 
 
-def dots_file(
-    charts: Sequence[tuple[str, str, Mapping[str, Sequence[float]]]], baseline: str
-) -> bytes:
-    """A file of such charts, each with title and unit, one below the other."""
+def dots_file(charts: Sequence[Dots]) -> bytes:
+    """A file of charts, one below the other."""
     parts, top = [], 0
-    for title, unit, cells in charts:
-        body, height = _body(cells, baseline)
-        heading = element("text", title, x=10, y=20, font_weight="bold", font_size="14")
-        heading.append(element("tspan", unit, dx=8, class_="faint small", font_weight="normal"))
+    for chart in charts:
+        body, height = _body(chart.cells, chart.baseline)
+        heading = element("text", chart.title, x=10, y=20, font_weight="bold", font_size="14")
+        unit = element("tspan", chart.unit, dx=8, class_="faint small", font_weight="normal")
+        heading.append(unit)
         frame = element(
             "rect", class_="card", x=0.5, y=0.5, width=WIDTH - 1, height=height + 29, rx=8
         )

@@ -100,7 +100,7 @@ class Experiment:
     cells: list[dict[str, str]] = field(default_factory=list)
     "Each a level of every factor; empty for all combinations."
     baseline: dict[str, str]
-    "The cell that all others are compared with."
+    "Levels that the others are compared with; a cell is compared with the one that has these, and its own of all other factors."
     metrics: dict[str, str]
     "Names -> 'lower', 'higher' (is better) or 'none' (shown, not judged); the first is what conclusions are drawn from."
     curve: dict[str, str] = field(default_factory=dict)
@@ -117,6 +117,10 @@ class Experiment:
             return [dict(cell) for cell in self.cells]
         each = ([(name, level) for level in factor.levels] for name, factor in self.factors.items())
         return [dict(pairs) for pairs in itertools.product(*each)]
+
+    def baseline_of(self, cell: Mapping[str, str]) -> dict[str, str]:
+        """The cell that one is compared with."""
+        return {**cell, **self.baseline}
 
     def level(self, factor: str, level: str, scale: ScaleName) -> dict[str, Any]:
         """A level's keys and values at a scale."""
@@ -199,9 +203,17 @@ def _check(found: Experiment) -> None:
         _check_cell(f"cells.{number}", cell, found.factors)
         if cell in found.cells[:number]:
             raise ValueError(f"cells.{number}: {cell} is there already")
-    _check_cell("baseline", found.baseline, found.factors)
-    if found.baseline not in combinations:
-        raise ValueError(f"baseline={found.baseline} must be one of the cells")
+    named = {name: factor for name, factor in found.factors.items() if name in found.baseline}
+    if not found.baseline or set(found.baseline) != set(named):
+        raise ValueError(
+            f"baseline={found.baseline} must name levels of {', '.join(found.factors)}"
+        )
+    _check_cell("baseline", {name: found.baseline[name] for name in named}, named)
+    for cell in combinations:
+        if found.baseline_of(cell) not in combinations:
+            raise ValueError(
+                f"baseline={found.baseline}: there is no such cell to compare {cell} with"
+            )
     for name, factor in found.factors.items():
         used = {cell[name] for cell in combinations}
         if unused := [level for level in factor.levels if level not in used]:

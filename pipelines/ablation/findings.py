@@ -74,15 +74,24 @@ class Findings:
     costs: dict[str, Cost]
     "By cell."
 
-    @property
-    def baseline(self) -> str:
-        """Name of the cell that all are compared with."""
-        return label(self.grid.experiment.baseline)
+    @cached_property
+    def baseline_of(self) -> dict[str, str]:
+        """For each cell, in their order, finished or not, the one that it is compared with; itself for a baseline."""
+        other = self.grid.experiment.baseline_of
+        return {label(levels): label(other(levels)) for levels in self.grid.combinations}
 
     @property
     def cells(self) -> list[str]:
-        """Names of all cells, in their order, finished or not."""
-        return [label(levels) for levels in self.grid.combinations]
+        """All cells, finished or not."""
+        return list(self.baseline_of)
+
+    @property
+    def groups(self) -> dict[str, list[str]]:
+        """For each baseline the cells that are compared with it, itself among them."""
+        found: dict[str, list[str]] = {}
+        for cell, baseline in self.baseline_of.items():
+            found.setdefault(baseline, []).append(cell)
+        return found
 
     @property
     def sizes(self) -> list[str]:
@@ -97,18 +106,19 @@ class Findings:
 
     @cached_property
     def judged(self) -> dict[Key, dict[str, Judged]]:
-        """Every cell beside the baseline, for each metric and resolution; those of one key are one family."""
-        found = {}
-        for key, cells in self.values.items():
-            base = cells.get(self.baseline, {})
-            pairs = {}
-            for cell, numbers in cells.items():
-                seeds = [seed for seed in numbers if seed in base]
-                if cell != self.baseline and seeds:
-                    pairs[cell] = ([numbers[s] for s in seeds], [base[s] for s in seeds])
-            if pairs:
-                direction = self.grid.experiment.direction(key[0])
-                found[key] = paired.judge(pairs, direction)
+        """Every cell beside its baseline, for each metric and resolution; those of one baseline are one family."""
+        found: dict[Key, dict[str, Judged]] = {}
+        for key, numbers in self.values.items():
+            for baseline, cells in self.groups.items():
+                base, pairs = numbers.get(baseline, {}), {}
+                for cell in cells:
+                    own = numbers.get(cell, {})
+                    seeds = [seed for seed in own if seed in base]
+                    if cell != baseline and seeds:
+                        pairs[cell] = ([own[s] for s in seeds], [base[s] for s in seeds])
+                if pairs:
+                    direction = self.grid.experiment.direction(key[0])
+                    found.setdefault(key, {}).update(paired.judge(pairs, direction))
         return found
 
 

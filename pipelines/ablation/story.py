@@ -13,6 +13,7 @@ import numpy as np
 from pipelines import charts, storage
 from pipelines.ablation import dots, sheets
 from pipelines.ablation.cells import label
+from pipelines.ablation.dots import Dots
 from pipelines.ablation.experiment import METRICS
 from pipelines.ablation.findings import Findings, Key
 from pipelines.ablation.paired import LEVEL, Judged, Spread
@@ -59,7 +60,7 @@ def _files(found: Findings) -> Iterator[tuple[str, bytes]]:
     name = found.grid.name
     drawn = _judged_charts(found)
     if drawn:
-        yield f"{name}.svg", dots.dots_file(drawn, found.baseline)
+        yield f"{name}.svg", dots.dots_file(drawn)
     if curves := _curves(found):
         yield f"{name}-curves.svg", charts.draw_file(curves)
     for ending, sheet in sheets.of_grid(found.grid):
@@ -90,7 +91,8 @@ def _question(found: Findings, failed: Mapping[str, str]) -> Iterator[Part]:
     yield Text(
         f"Scale {grid.options.scale} (preset {grid.options.preset or scale.preset}; {scale.takes}); "
         f"{len(grid.combinations)} cells with seeds {', '.join(map(str, grid.seeds))}; "
-        f"{len(finished)} of {len(grid.cells)} runs are there. All cells are compared with: {found.baseline}."
+        f"{len(finished)} of {len(grid.cells)} runs are there. "
+        f"Cells are compared with {' and with '.join(found.groups)}."
     )
     if grid.options.scale == "small":
         yield Text(
@@ -171,11 +173,9 @@ def _numbers(found: Findings) -> Iterator[Part]:
     experiment = found.grid.experiment
     drawn = _judged_charts(found)
     if drawn:
-        figures = [
-            dots.draw_dots(title, unit, cells, found.baseline) for title, unit, cells in drawn
-        ]
+        figures = [dots.draw_dots(each) for each in drawn]
         yield Text("A dot is a seed, the bar their mean, the broken line the baseline's mean.")
-        yield Drawing(figures, f"{found.grid.name}.svg", ", ".join(title for title, _, _ in drawn))
+        yield Drawing(figures, f"{found.grid.name}.svg", ", ".join(each.title for each in drawn))
     if curves := _curves(found):
         figures = [charts.draw_lines(chart) for chart in curves]
         yield Text(
@@ -196,7 +196,7 @@ def _numbers(found: Findings) -> Iterator[Part]:
         if keys and direction != "none":
             yield Titled(
                 _differences(found, keys),
-                f"{_name(found, metric)}: differences to {found.baseline}",
+                f"{_name(found, metric)}: differences to the baseline",
             )
     for metric in experiment.metrics:
         keys = [key for key in found.values if key[0] == metric]
@@ -246,17 +246,22 @@ def _each(found: Findings, keys: Sequence[Key]) -> Table:
     return Table(("cell", "seed", *(_size(size) for _, size in keys)), rows)
 
 
-def _judged_charts(found: Findings) -> list[tuple[str, str, Mapping[str, Sequence[float]]]]:
-    """Of the first metric, a chart a resolution, the highest first."""
+def _judged_charts(found: Findings) -> list[Dots]:
+    """Of the first metric, a chart for each baseline and resolution, the highest first."""
     experiment = found.grid.experiment
     primary = next(iter(experiment.metrics))
-    made: list[tuple[str, str, Mapping[str, Sequence[float]]]] = []
-    for key in reversed([key for key in found.values if key[0] == primary]):
-        cells = {cell: list(found.values[key].get(cell, {}).values()) for cell in found.cells}
-        title = (
-            f"{_name(found, primary)} at {size_label(key[1])}" if key[1] else _name(found, primary)
-        )
-        made.append((title, _WAYS[experiment.direction(primary)], cells))
+    name, unit = _name(found, primary), _WAYS[experiment.direction(primary)]
+    made = []
+    for baseline, members in found.groups.items():
+        for key in reversed([key for key in found.values if key[0] == primary]):
+            cells = {
+                cell: list(found.values[key].get(cell, {}).values())
+                for cell in members
+                if found.values[key].get(cell)
+            }
+            title = f"{name} at {size_label(key[1])}" if key[1] else name
+            if cells:
+                made.append(Dots(title=title, unit=unit, cells=cells, baseline=baseline))
     return made
 
 
