@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from pipelines import recipe, storage
-from pipelines.ablation import cells, experiment, findings, runner, story
+from pipelines.ablation import cells, experiment, findings, pace, runner, story
 from pipelines.ablation.cells import Grid
 from pipelines.ablation.experiment import SCALES, ScaleName
 from pipelines.ablation.speed import Speeds
@@ -83,6 +83,8 @@ def run(settings: Settings) -> int:
         raise StageFailed(f"no cell is there, so there is nothing to report{_causes(failed)}")
     output = storage.absolute(settings.output)
     storage.require_writable(output, "output")
+    if "draw_seconds" in found.metrics and not settings.report_only:
+        pace.measure(grid)
     numbers = findings.gather(grid)
     paths = story.write(numbers, output, _again(settings), failed)
     sys.stdout.write(story.told(numbers) + "\n")

@@ -15,7 +15,7 @@ from layered_model.diffusion import LayeredDiffusion
 from layered_model.sampler import sampling_times
 from layered_model.steppers import make_stepper
 from pipelines import costs, run_state, storage
-from pipelines.ablation import control, paired
+from pipelines.ablation import control, pace, paired
 from pipelines.ablation.cells import Cell, Grid, label
 from pipelines.ablation.paired import Judged, Spread
 from pipelines.config import Config
@@ -29,9 +29,6 @@ from pipelines.score_tables import (
     mapping,
     read_scores,
 )
-
-DRAW_SECONDS = "draw_seconds.json"
-"""In a cell's directory: how long drawing takes."""
 
 LAST_SHARE = 0.25
 """Of the log, over which a training loss is averaged."""
@@ -195,7 +192,7 @@ def _losses(log: Run | None) -> dict[Key, float]:
 
 
 def _drawing(cell: Cell) -> dict[Key, float]:
-    path = storage.join(cell.path, DRAW_SECONDS)
+    path = storage.join(cell.path, pace.FILE)
     if not storage.exists(path):
         return {}
     return {("draw_seconds", ""): float(json.loads(storage.read_bytes(path))["seconds"])}
