@@ -99,8 +99,7 @@ def load_config(
     for label, part in (("base", tree["base"]), (f"presets.{preset}", presets[preset])):
         with told(f" ({path}, {label})"):
             merged = _merge(merged, part or {}, {"preset": preset})
-    for override in overrides:
-        merged = _merge_override(merged, override)
+    merged = _merge_overrides(merged, overrides)
     return _build(merged)
 
 
@@ -112,8 +111,7 @@ def from_yaml(text: str, source: str = "config.yaml", overrides: Sequence[str] =
     """
     with told(f" ({source})"):
         merged = _merge(OmegaConf.structured(Config), OmegaConf.create(text))
-    for override in overrides:
-        merged = _merge_override(merged, override)
+    merged = _merge_overrides(merged, overrides)
     return _build(merged, f" ({source})")
 
 
@@ -198,14 +196,21 @@ def _merge(*parts: object) -> DictConfig:
     return cast(DictConfig, OmegaConf.merge(*cast(Any, parts)))
 
 
-def _merge_override(merged: DictConfig, override: str) -> DictConfig:
-    key, equals, value = override.partition("=")
-    if not (key and equals):
-        raise UserError(f"override {override!r} must look like section.key=value")
-    if key == "preset":
-        raise UserError(f"{override}: choose a preset with --preset {value}")
-    with told(key=key, value=value):
-        return _merge(merged, OmegaConf.from_dotlist([override]))
+def _merge_overrides(merged: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not (key and equals):
+            raise UserError(f"override {override!r} must look like section.key=value")
+        if key == "preset":
+            raise UserError(f"{override}: choose a preset with --preset {value}")
+    try:  # all at once, which is quicker, for each merge copies everything
+        return _merge(merged, *(OmegaConf.from_dotlist([override]) for override in overrides))
+    except (OmegaConfBaseException, MarkedYAMLError):  # one by one, to know which is at fault
+        for override in overrides:
+            key, _, value = override.partition("=")
+            with told(key=key, value=value):
+                merged = _merge(merged, OmegaConf.from_dotlist([override]))
+        return merged
 
 
 def _build(merged: DictConfig, suffix: str = "") -> Config:

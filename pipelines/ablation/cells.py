@@ -203,7 +203,8 @@ def make_grid(name: str, found: Experiment, options: Options, speed: Speed) -> G
     Raises:
         UserError: a configuration is wrong; says of which level.
     """
-    makers = [_Maker(found, options, seed, speed) for seed in _seeds(found, options)]
+    loaded: dict[str, Config] = {}
+    makers = [_Maker(found, options, seed, speed, loaded) for seed in _seeds(found, options)]
     left_out = []
     cells = []
     for levels in found.combinations():
@@ -222,16 +223,31 @@ def _seeds(found: Experiment, options: Options) -> Sequence[int]:
 
 
 class _Maker:
-    """Makes the cells of one seed."""
+    """Makes the cells of one seed.
 
-    def __init__(self, found: Experiment, options: Options, seed: int, speed: Speed) -> None:
+    Args:
+        found: the experiment.
+        options: what is asked for.
+        seed: of all configurations.
+        speed: see `make_grid`.
+        loaded: configurations of any seed by their keys, which takes a while to load.
+    """
+
+    def __init__(
+        self,
+        found: Experiment,
+        options: Options,
+        seed: int,
+        speed: Speed,
+        loaded: dict[str, Config],
+    ) -> None:
         self.found, self.options, self.seed, self.speed = found, options, seed, speed
+        self.loaded = loaded
         scale = found.scale(options.scale)
         self.preset = options.preset or scale.preset
         self.common = [
             *experiment.overrides(scale.overrides, options.data),
             *options.overrides,
-            f"seed={seed}",
         ]
         self.base = self._load({}, "")
 
@@ -318,12 +334,15 @@ class _Maker:
         return storage.join(storage.absolute(self.options.store), kind, "-".join(name))
 
     def _load(self, keys: Mapping[str, Any], told: str) -> Config:
-        try:
-            changes = [*self.common, *experiment.overrides(keys, self.options.data)]
-            return load_config(self.preset, changes, self.options.config_file)
-        except UserError as error:
-            where = f" (cell {told})" if told else f" (scale {self.options.scale})"
-            raise UserError(f"{error}{where}") from error
+        own = list(experiment.overrides(keys, self.options.data))
+        if (key := "\n".join(own)) not in self.loaded:
+            try:
+                found = load_config(self.preset, [*self.common, *own], self.options.config_file)
+            except UserError as error:
+                where = f" (cell {told})" if told else f" (scale {self.options.scale})"
+                raise UserError(f"{error}{where}") from error
+            self.loaded[key] = found
+        return dataclasses.replace(self.loaded[key], seed=self.seed)
 
 
 def _last(path: str) -> str:
