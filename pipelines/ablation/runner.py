@@ -77,7 +77,7 @@ class Running(Protocol):
         """Its exit code, once it has ended."""
 
     def log(self) -> str:
-        """All that it has said."""
+        """All that it has said, once it has ended; is asked for once."""
 
     def stop(self) -> None:
         """Ends it."""
@@ -124,12 +124,14 @@ class Process:
 
     def log(self) -> str:
         """See `Running`."""
-        self._output.seek(0)
-        return self._output.read().decode(errors="replace")
+        with self._output as output:
+            output.seek(0)
+            return output.read().decode(errors="replace")
 
     def stop(self) -> None:
         """See `Running`."""
         self._process.terminate()
+        self._output.close()
 
 
 Start = Callable[[Task], Running]
