@@ -101,7 +101,7 @@ class PreparedDataset:
         top = config.model.resolutions[-1]
         if made.resolution < top or made.resolution % top:
             raise UserError(
-                f"model.resolutions: the configuration wants {top!r} pixels or a multiple of them, but "
+                f"model.resolutions: the configuration wants {top!r}, or a multiple of it, but "
                 f"dataset={self.path!r} was made with {made.resolution!r}; change one of them, or prepare another "
                 "dataset=DIR"
             )

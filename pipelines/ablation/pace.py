@@ -29,8 +29,7 @@ REPEATS, WARM_UP = 3, 1
 
 
 def measure(grid: Grid) -> None:
-    """Measures all cells of the first seed that are finished, unless all of them have been; where the GPU is not here, says
-    so."""
+    """Measures all finished cells of the first seed, unless all have been; where there is no GPU for it, says so."""
     cells = [cell for cell in grid.cells if cell.seed == grid.seeds[0] and cell.finished]
     if all(storage.exists(storage.join(cell.path, FILE)) for cell in cells):
         return

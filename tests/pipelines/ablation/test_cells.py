@@ -115,7 +115,9 @@ def test_equal_multiply_adds(text):
 
 
 def test_equal_time_asks_for_the_speed(text):
-    found = changed(text, "box: {diffusion.noise: box}", "box: {diffusion.noise: box, budget: time}")
+    found = changed(
+        text, "box: {diffusion.noise: box}", "box: {diffusion.noise: box, budget: time}"
+    )
     asked = []
 
     def speed(one, other):
@@ -174,9 +176,7 @@ def test_a_baseline_with_a_budget_is_refused(text):
 
 
 def test_without_data_what_needs_it_is_left_out(text):
-    found = changed(
-        text, "box: {diffusion.noise: box}", 'box: {data.train_images: "{data}/train"}'
-    )
+    found = changed(text, "box: {diffusion.noise: box}", 'box: {data.train_images: "{data}/train"}')
     grid = grid_of(found, seeds=(0,))
     assert [cell.label for cell in grid.cells] == ["sinc, many", "sinc, few"]
     assert [cells.label(levels) for levels in grid.left_out] == ["box, many", "box, few"]

@@ -130,14 +130,16 @@ def test_what_is_wrong_is_one_line_with_file_and_key(text, before, after, said):
 
 def test_a_value_that_the_configuration_refuses_is_told_with_its_cell(text):
     found = experiment.read(text.replace("diffusion.noise: box", "diffusion.noise: pink"), "x.yaml")
-    with pytest.raises(UserError, match=r"diffusion.noise.*pink.*\(cell noise pink|\(cell noise box"):
+    with pytest.raises(
+        UserError, match=r"diffusion.noise.*pink.*\(cell noise pink|\(cell noise box"
+    ):
         cells.make_grid("x", found, cells.Options(scale="small"), lambda one, other: 1.0)
 
 
 def test_what_is_no_experiment_is_told(tmp_path):
     with pytest.raises(UserError, match="experiment 'e99' must be one of e1, "):
         experiment.load("e99")
-    with pytest.raises(UserError, match="nowhere.yaml: No such file"):
+    with pytest.raises(UserError, match=r"nowhere\.yaml: No such file"):
         experiment.load(str(tmp_path / "nowhere.yaml"))
     (tmp_path / "list.yaml").write_text("[1]")
     with pytest.raises(UserError, match="must be a mapping"):

@@ -102,7 +102,9 @@ def test_one_that_fails_stops_only_what_needs_it(make):
 
 
 def test_without_an_error_line_the_last_words_are_the_cause(make):
-    script = "print('first'); print('the end'); print(); sys.stdout.flush(); os.kill(os.getpid(), 9)"
+    script = (
+        "print('first'); print('the end'); print(); sys.stdout.flush(); os.kill(os.getpid(), 9)"
+    )
     failed = Starts(make("a", script=script)).run(parallel=1)
     assert "train ended with 137: the end" in failed["a"]
 

@@ -188,7 +188,9 @@ def test_conclusions_are_of_the_first_metric_from_the_top_down(report):
     conclusions = text.partition("## Conclusions")[2].partition("## Numbers")[0]
     found = re.findall(r"^At (\d+) px, (.*?): (better|worse|no difference seen)", conclusions, re.M)
     assert [(size, cell) for size, cell, _ in found] == [
-        (size, cell) for size in ("32", "16", "8") for cell in ("sinc, few", "box, many", "box, few")
+        (size, cell)
+        for size in ("32", "16", "8")
+        for cell in ("sinc, few", "box, many", "box, few")
     ]
     assert {verdict for *_, verdict in found} == {"better", "worse", "no difference seen"}
     assert "Holm" in conclusions
@@ -260,7 +262,9 @@ def test_an_experiment_with_curves_draws_them(text, grid):
     sinc = top.lines[0]
     costs = [found.costs[cell].drawing_macs / 1e9 for cell in ("sinc, few", "sinc, many")]
     assert sinc.x.tolist() == costs
-    assert sinc.y.tolist() == [np.mean([fd(c, s, 32) for s in SEEDS]) for c in ("sinc, few", "sinc, many")]
+    assert sinc.y.tolist() == [
+        np.mean([fd(c, s, 32) for s in SEEDS]) for c in ("sinc, few", "sinc, many")
+    ]
 
 
 def test_shares_of_control_by_hand():
@@ -271,7 +275,9 @@ def test_shares_of_control_by_hand():
     from layered_model.images import to_float
     from layered_model.resample import downscale, upscale
 
-    own, other = (torch.from_numpy(rng.randint(60, 190, (5, 32, 32, 3)).astype(np.uint8)) for _ in "ab")
+    own, other = (
+        torch.from_numpy(rng.randint(60, 190, (5, 32, 32, 3)).astype(np.uint8)) for _ in "ab"
+    )
     low = upscale(downscale(to_float(own), 8), 32)
     high = to_float(other) - upscale(downscale(to_float(other), 8), 32)
     mixed = ((low + high + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
