@@ -40,6 +40,11 @@ class Task:
     needs: tuple[str, ...] = ()
     "Directories that must be finished before."
 
+    def beside(self, ending: str) -> str:
+        """Path of a file about it, outside of its directory, in which a stage may allow nothing else."""
+        folder, _, name = self.path.rpartition("/")
+        return storage.join(folder, "logs", f"{name}.{self.stage}.{ending}")
+
 
 def tasks_of(grid: Grid) -> list[Task]:
     """All tasks of an experiment, each once: what is needed before what needs it, and cell by cell."""
@@ -213,7 +218,7 @@ def _hopeless(waiting: dict[str, Task], failed: dict[str, str]) -> list[Task]:
 def _ended(task: Task, job: Running) -> str | None:
     """Keeps the log; says why the task failed, if it did."""
     log, code = job.log(), job.poll()
-    path = storage.join(task.path, "logs", f"{task.stage}.log")
+    path = task.beside("log")
     storage.write_atomically(path, log.encode())
     if code == 0:
         return None
@@ -224,8 +229,7 @@ def _ended(task: Task, job: Running) -> str | None:
 
 
 def _command(task: Task) -> list[str]:
-    path = storage.join(task.path, f"{task.stage}.yaml")
-    return stage_jobs.command(task.stage, stage_jobs.arguments(task.config, path))
+    return stage_jobs.command(task.stage, stage_jobs.arguments(task.config, task.beside("yaml")))
 
 
 def _cpus(config: Config) -> tuple[float, float]:

@@ -165,7 +165,7 @@ def test_an_interrupted_experiment_goes_on_and_what_is_finished_is_not_run_again
     store = tmp_path / "runs" / "ablate"
     first = started()
     deadline = time.monotonic() + 200
-    while not list(store.glob("trained/*/checkpoints/*")) and first.poll() is None:
+    while not list(store.glob("trained/demo-*/checkpoints/*")) and first.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.2)
     os.killpg(first.pid, signal.SIGINT)  # in the middle of training
@@ -180,16 +180,16 @@ def test_an_interrupted_experiment_goes_on_and_what_is_finished_is_not_run_again
     assert output.count(" start stage=prepare") == 0, output
     assert output.count(" start stage=evaluate") == 2
     assert "one run" in output
-    trained = sorted(store.glob("trained/*"))
-    assert len(trained) == len(list(store.glob("cells/*"))) == 2
-    logs = [(run / "logs" / "train.log").read_text() for run in trained]
+    trained = sorted(store.glob("trained/demo-*"))
+    assert len(trained) == len(list(store.glob("cells/demo-*"))) == 2
+    logs = [path.read_text() for path in store.glob("trained/logs/*.train.log")]
     assert any("resumed images=" in log for log in logs)
     for run in trained:
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert [line["images"] for line in lines] == list(range(32, 513, 32))
     report = (tmp_path / "out" / "tiny.md").read_text()
     assert "2 of 2 runs are there" in report
-    for cell in store.glob("cells/*"):
+    for cell in store.glob("cells/demo-*"):
         scores = json.loads((cell / "metrics.json").read_text())["scores"]
         assert f"{scores['32']['fd_lite0']['value']:.6g}" in report
 

@@ -111,7 +111,7 @@ def test_without_an_error_line_the_last_words_are_the_cause(make):
 
 def test_logs_are_kept(make, tmp_path):
     Starts(make("a", script="print('hello')")).run(parallel=1)
-    assert (tmp_path / "a" / "logs" / "train.log").read_text() == "hello\n"
+    assert (tmp_path / "logs" / "a.train.log").read_text() == "hello\n"
 
 
 def test_what_is_finished_is_not_started_again(make):
