@@ -2,10 +2,10 @@
 
     x_t,l = alpha_l(t) D_l x0 + sigma_l(t) eps_l
 
-Pictures and noise go through the same operator (see `resample`): with any other pairing the difference of two inputs holds the
-clean picture without noise. With shared noise and ``extra = 0``, ``x_t`` of a low layer is ``c_t D x_t,top`` exactly with
-``c_t = alpha_l / alpha_top``; with shared noise and unequal ``extra`` two layers' inputs determine the clean low picture, which
-is refused unless ``allow_leak``. Called by the training stage, `sampler` and `pipeline`.
+Pictures and noise go through the same operator (see `resample`): with any other pairing (``picture_kernel``) the difference of
+two inputs holds the clean picture without noise. With shared noise and ``extra = 0``, ``x_t`` of a low layer is ``c_t D x_t,top``
+exactly with ``c_t = alpha_l / alpha_top``; with shared noise and unequal ``extra`` two layers' inputs determine the clean low
+picture, which is refused unless ``allow_leak``. Called by the training stage, `sampler` and `pipeline`.
 """
 
 import math
@@ -22,7 +22,7 @@ from layered_model.crop import Box, cut_layers
 from layered_model.loss import Weighting, output_weight
 from layered_model.noise import NoiseKind, kernel_of, noise_pyramid
 from layered_model.parametrization import Prediction
-from layered_model.resample import downscale, upscale
+from layered_model.resample import Kernel, downscale, upscale
 from layered_model.schedules import (
     alpha_sigma,
     cosine_logsnr,
@@ -44,8 +44,11 @@ class DiffusionConfig:
     "Resolution whose shift the schedule comes to at t = 0, at least the reference's; null for the plain cosine throughout."
     extra_logsnr: tuple[float, ...] = ()
     "Extra shift of each layer's logsnr, low to high; empty for none."
+    picture_kernel: Kernel | None = None
+    "How pictures are downscaled: 'sinc', 'periodic' or 'box'; null for as the noise, and sinc where the noise has none."
     allow_leak: bool = False
-    "Permits unequal extra shifts under shared noise, which let the network read the clean low picture off its inputs."
+    """Permits, under shared noise, unequal extra shifts or pictures that are downscaled otherwise than the noise, which let the
+    network read the clean low picture off its inputs."""
     logsnr_min: float = -15.0
     "Where the reference's logsnr is clipped below."
     logsnr_max: float = 15.0
@@ -90,6 +93,26 @@ class DiffusionConfig:
                 f"(noise={self.noise}): otherwise the clean low picture is a linear combination of "
                 "two inputs; set allow_leak=true to study that, or noise=independent"
             )
+        if self.picture_kernel not in (None, *get_args(Kernel)):
+            raise ValueError(
+                f"picture_kernel={self.picture_kernel!r} must be one of {', '.join(get_args(Kernel))}, or null"
+            )
+        if not self.matched and not self.allow_leak:
+            raise ValueError(
+                f"picture_kernel={self.picture_kernel!r} must be that of the noise (noise={self.noise}), or null: "
+                "otherwise the difference of two inputs holds the clean picture without noise; set allow_leak=true "
+                "to study that, or noise=independent"
+            )
+
+    @property
+    def kernel(self) -> Kernel:
+        """What pictures are downscaled with."""
+        return self.picture_kernel or kernel_of(self.noise)
+
+    @property
+    def matched(self) -> bool:
+        """Whether shared noise goes through the same operator as the pictures; also where no noise is shared."""
+        return self.noise == "independent" or self.kernel == kernel_of(self.noise)
 
 
 class Level(NamedTuple):
@@ -130,7 +153,7 @@ class LayeredDiffusion:
                 raise ValueError(f"{name}={values} must hold one value for each of {resolutions}")
         self.config = config
         self.resolutions = tuple(resolutions)
-        self.kernel = kernel_of(config.noise)
+        self.kernel = config.kernel
         self.bend = layer_shift(
             config.reference_resolution, config.detail_resolution or config.reference_resolution
         )
@@ -143,8 +166,11 @@ class LayeredDiffusion:
 
     @property
     def one_state(self) -> bool:
-        """Whether the pyramid is one diffusion: shared noise and the same extra shift for all layers."""
-        return self.config.noise != "independent" and len(set(self.config.extra_logsnr)) <= 1
+        """Whether the pyramid is one diffusion: shared noise, matched pictures, the same extra shift for all layers."""
+        config = self.config
+        return (
+            config.noise != "independent" and config.matched and len(set(config.extra_logsnr)) <= 1
+        )
 
     def layers_up_to(self, resolution: int | None) -> tuple[int, ...]:
         """Indices of the layers up to a resolution, all for None.
@@ -182,9 +208,17 @@ class LayeredDiffusion:
         return Level(alpha[:, None, None, None], sigma[:, None, None, None])
 
     def pyramid(self, x0: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b c _h _w"]]:
-        """The picture at every resolution up to its own, low to high."""
-        top = self.resolutions.index(x0.shape[-1])
-        return [downscale(x0, r, self.kernel) for r in self.resolutions[: top + 1]]
+        """The picture at every resolution up to its own, low to high; its own is one of the model's, or above all of them.
+
+        Raises:
+            ValueError: if it is neither.
+        """
+        side, top = x0.shape[-1], self.resolutions[-1]
+        if side not in self.resolutions and side < top:
+            raise ValueError(
+                f"pictures of {side} pixels must have one of {self.resolutions}, or more"
+            )
+        return [downscale(x0, r, self.kernel) for r in self.resolutions if r <= side]
 
     def noise(
         self, draw: Callable[[int], Float[Tensor, "b c _h _w"]]
@@ -232,7 +266,7 @@ class LayeredDiffusion:
 
         Args:
             network: A `layered_model.unet.LayeredUNet` or a wrapper with the same call.
-            x0: Clean pictures at the top resolution.
+            x0: Clean pictures at the top resolution, or at a higher one, which are downscaled.
             eps: Noise of every layer, see `noise`.
             t: Times, shared by all layers.
             text: Token embeddings.
@@ -278,9 +312,9 @@ class LayeredDiffusion:
     ) -> None:
         """A batch whose parts fit together and the ladder."""
         top = self.resolutions[-1]
-        if x0.ndim != 4 or x0.shape[-2:] != (top, top):
+        if x0.ndim != 4 or x0.shape[-1] != x0.shape[-2] or x0.shape[-1] < top:
             raise ValueError(
-                f"x0 has shape {tuple(x0.shape)}; it must be [b, c, {top}, {top}], the top resolution"
+                f"x0 has shape {tuple(x0.shape)}; it must be [b, c, {top}, {top}], the top resolution, or larger"
             )
         batch, channels = x0.shape[:2]
         expected = [(batch, channels, r, r) for r in self.resolutions]

@@ -79,6 +79,8 @@ def _run(name: str, options: argparse.Namespace) -> int:
         return _status(options)
     if name == "submit":
         return _submit(options)
+    if name == "ablate":
+        return _ablate(options)
     of_folders = {key: value for key, value in vars(options).items() if key in FOLDER_OPTIONS}
     if name == "evaluate" and of_folders:
         return _folders(options, of_folders)
@@ -153,6 +155,16 @@ def _status(options: argparse.Namespace) -> int:
     status = importlib.import_module("pipelines.status")
     print(status.run(options.path, as_json=options.json))
     return 0
+
+
+def _ablate(options: argparse.Namespace) -> int:
+    from pipelines.session import set_environment, setup_logging
+
+    setup_logging()
+    set_environment()
+    ablate = importlib.import_module("pipelines.ablate")
+    code: int = ablate.run(ablate.settle(vars(options)))
+    return code
 
 
 def _submit(options: argparse.Namespace) -> int:

@@ -27,7 +27,7 @@ FOLDER_OPTIONS = (
 )
 """Of `evaluate`, for a folder of pictures; a run has its configuration."""
 
-SUBMITTABLE = ("prepare", "train", "evaluate", "sample", "export", "demo")
+SUBMITTABLE = ("prepare", "train", "evaluate", "sample", "export", "demo", "ablate")
 """Stages that `submit` makes jobs of."""
 
 CHAINABLE = ("prepare", "train", "evaluate")
@@ -206,6 +206,41 @@ def _add_submit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stop", metavar="ID", help="stop a job, and wait until it has")
 
 
+def _add_ablate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "experiment", nargs="?", metavar="EXPERIMENT", help="a name of --list, or a .yaml file"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="setting of all cells")
+    parser.add_argument("--list", action="store_true", help="say which experiments there are")
+    parser.add_argument(
+        "--scale", choices=["small", "full"], help="(the one of the preset, or else small)"
+    )
+    parser.add_argument("--preset", help="in place of the scale's")
+    parser.add_argument(
+        "--config", metavar="FILE", help="instead of the ray_config.yaml that comes along"
+    )
+    parser.add_argument("--seeds", metavar="N,N,...", help="in place of the scale's")
+    parser.add_argument(
+        "--parallel", help="stages side by side (as many as there is room for)", **_NUMBER
+    )
+    parser.add_argument(
+        "--store", metavar="DIR", default="runs/ablate", help="of all cells (runs/ablate)"
+    )
+    parser.add_argument("--dataset", metavar="DIR", help="prepared (one is prepared)")
+    parser.add_argument(
+        "--data", metavar="DIR", help="a folder of pictures, for experiments that compare data"
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", default="docs/results", help="of the report (docs/results)"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be run and what it costs"
+    )
+    parser.add_argument(
+        "--report-only", action="store_true", help="run nothing: report of what is there"
+    )
+
+
 def _add_status_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="RUN", help="a run, or a dataset; local or s3://")
     parser.add_argument("--json", action="store_true", help="for programs")
@@ -321,6 +356,7 @@ ARGUMENTS = {
     "report": _add_report_arguments,
     "status": _add_status_arguments,
     "submit": _add_submit_arguments,
+    "ablate": _add_ablate_arguments,
     "bench": _add_bench_arguments,
     "bench prepare": _add_bench_prepare_arguments,
     "bench loader": _add_bench_loader_arguments,

@@ -97,10 +97,9 @@ def load_config(
         raise UserError(f"preset={preset!r} must be one of {', '.join(map(str, presets))} ({path})")
     merged = OmegaConf.structured(Config)
     for label, part in (("base", tree["base"]), (f"presets.{preset}", presets[preset])):
-        with _told(f" ({path}, {label})"):
+        with told(f" ({path}, {label})"):
             merged = _merge(merged, part or {}, {"preset": preset})
-    for override in overrides:
-        merged = _merge_override(merged, override)
+    merged = _merge_overrides(merged, overrides)
     return _build(merged)
 
 
@@ -110,10 +109,9 @@ def from_yaml(text: str, source: str = "config.yaml", overrides: Sequence[str] =
     Raises:
         UserError: naming ``source``, where the text is not a whole configuration.
     """
-    with _told(f" ({source})"):
+    with told(f" ({source})"):
         merged = _merge(OmegaConf.structured(Config), OmegaConf.create(text))
-    for override in overrides:
-        merged = _merge_override(merged, override)
+    merged = _merge_overrides(merged, overrides)
     return _build(merged, f" ({source})")
 
 
@@ -187,7 +185,7 @@ def _read(path: Path) -> DictConfig:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"config file {path}: {error.strerror or error}") from error
-    with _told(f" ({path})"):
+    with told(f" ({path})"):
         tree = OmegaConf.create(text)
     if not isinstance(tree, DictConfig) or set(tree) != {"base", "presets"}:
         raise UserError(f"config file {path} must hold the two keys base and presets")
@@ -198,24 +196,31 @@ def _merge(*parts: object) -> DictConfig:
     return cast(DictConfig, OmegaConf.merge(*cast(Any, parts)))
 
 
-def _merge_override(merged: DictConfig, override: str) -> DictConfig:
-    key, equals, value = override.partition("=")
-    if not (key and equals):
-        raise UserError(f"override {override!r} must look like section.key=value")
-    if key == "preset":
-        raise UserError(f"{override}: choose a preset with --preset {value}")
-    with _told(key=key, value=value):
-        return _merge(merged, OmegaConf.from_dotlist([override]))
+def _merge_overrides(merged: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not (key and equals):
+            raise UserError(f"override {override!r} must look like section.key=value")
+        if key == "preset":
+            raise UserError(f"{override}: choose a preset with --preset {value}")
+    try:  # all at once, which is quicker, for each merge copies everything
+        return _merge(merged, *(OmegaConf.from_dotlist([override]) for override in overrides))
+    except (OmegaConfBaseException, MarkedYAMLError):  # one by one, to know which is at fault
+        for override in overrides:
+            key, _, value = override.partition("=")
+            with told(key=key, value=value):
+                merged = _merge(merged, OmegaConf.from_dotlist([override]))
+        return merged
 
 
 def _build(merged: DictConfig, suffix: str = "") -> Config:
     """The dataclasses of a merged tree; section by section, so that an error can name its section."""
     values: dict[str, Any] = {}
     for field in fields(Config):
-        with _told(suffix), _named(field.name):
+        with told(suffix), _named(field.name):
             node = merged[field.name]
             values[field.name] = OmegaConf.to_object(node) if isinstance(node, DictConfig) else node
-    with _told(suffix):
+    with told(suffix):
         return Config(**values)
 
 
@@ -231,7 +236,7 @@ def _named(section: str) -> Iterator[None]:
 
 
 @contextmanager
-def _told(suffix: str = "", *, key: str = "", value: str = "") -> Iterator[None]:
+def told(suffix: str = "", *, key: str = "", value: str = "") -> Iterator[None]:
     """Turns what OmegaConf and YAML raise into one line: dotted key, value, what is wrong with it, and where."""
     try:
         yield

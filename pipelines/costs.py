@@ -8,6 +8,7 @@ else the machine does falls on all of them alike; a ratio is formed within a rou
 Called by `peer`, the benchmarks and `trainer`.
 """
 
+import functools
 import gc
 import platform
 import statistics
@@ -53,6 +54,7 @@ def macs(forward: Job) -> int:
     return int(counter.get_total_flops()) // 2
 
 
+@functools.lru_cache(maxsize=256)
 def network_macs(
     config: UNetConfig, num_tokens: int, resolution: int | None = None, crop: Box | None = None
 ) -> int:

@@ -91,7 +91,6 @@ class PreparedDataset:
             "text.encoder": (made.encoder, config.text.encoder),
             "text.max_tokens": (made.max_tokens, config.text.max_tokens),
             "model.text_width": (made.text_width, config.model.text_width),
-            "model.resolutions": (made.resolution, config.model.resolutions[-1]),
         }
         for key, (have, want) in wanted.items():
             if have != want:
@@ -99,6 +98,13 @@ class PreparedDataset:
                     f"{key}: the configuration wants {want!r}, but dataset={self.path!r} was made "
                     f"with {have!r}; change one of them, or prepare another dataset=DIR"
                 )
+        top = config.model.resolutions[-1]
+        if made.resolution < top or made.resolution % top:
+            raise UserError(
+                f"model.resolutions: the configuration wants {top!r}, or a multiple of it, but "
+                f"dataset={self.path!r} was made with {made.resolution!r}; change one of them, or prepare another "
+                "dataset=DIR"
+            )
 
     def num_images(self, split: str) -> int:
         """Rows of a split."""

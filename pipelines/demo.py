@@ -21,10 +21,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import yaml
-
-from pipelines import jobs, score_report, storage
-from pipelines.config import Config, UserError, to_yaml
+from pipelines import jobs, score_report, stage_jobs, storage
+from pipelines.config import Config
 from pipelines.dataset import PreparedDataset
 from pipelines.runs import step_split
 from pipelines.schema import RunDir
@@ -33,15 +31,10 @@ from pipelines.session import Needs, Progress, connect, event, in_job
 logger = logging.getLogger(__name__)
 
 PROMPT = "a soccer ball on a yellow background"
-LOG_TAIL = 40
 _PROGRESS = re.compile(
     r"progress stage=(?P<stage>\S+) done=(?P<done>\d+) total=(?P<total>\d+) unit=(?P<unit>\S+)"
     r" seconds_left=\S+(?P<fields>.*)"
 )
-
-
-class JobFailed(RuntimeError):
-    """A stage ended with an error."""
 
 
 def check(config: Config) -> list[str]:
@@ -58,7 +51,7 @@ def run(config: Config) -> None:
 
     Raises:
         UserError: a stage found a mistake of the user's.
-        JobFailed: a stage failed.
+        stage_jobs.JobFailed: a stage failed.
     """
     layout = RunDir(storage.absolute(config.run))
     storage.require_writable(layout.path, "run")
@@ -78,12 +71,8 @@ def run(config: Config) -> None:
 
 def _stages(config: Config, layout: RunDir, folder: str) -> Iterator[tuple[str, list[str]]]:
     """Each stage with its arguments; all read the one resolved configuration, written into the folder."""
-    base = {k: v for k, v in yaml.safe_load(to_yaml(config)).items() if k != "preset"}
-    path = storage.join(folder, "demo.yaml")
-    content = yaml.safe_dump({"base": base, "presets": {config.preset: {}}}, sort_keys=False)
-    storage.write_atomically(path, content.encode())
-    common = ["--config", path, "--preset", config.preset, "--run", layout.path]
-    common += ["--dataset", storage.absolute(config.dataset)]
+    common = stage_jobs.arguments(config, storage.join(folder, "demo.yaml"))
+    common += ["--run", layout.path, "--dataset", storage.absolute(config.dataset)]
     for stage in ("prepare", "train", "evaluate"):
         yield stage, common
     yield "sample", [PROMPT, *common]
@@ -92,7 +81,7 @@ def _stages(config: Config, layout: RunDir, folder: str) -> Iterator[tuple[str, 
 def _run_here(stage: str, arguments: Sequence[str]) -> None:
     """Runs one stage as a process of this job, into whose log it writes; ends with its exit code where that is not 0."""
     event(logger, "demo", stage=stage)
-    with subprocess.Popen([sys.executable, "-m", f"pipelines.{stage}", *arguments]) as process:
+    with subprocess.Popen(stage_jobs.command(stage, arguments)) as process:
         try:
             code = process.wait()
         except BaseException:
@@ -109,8 +98,8 @@ def _run_job(client: Any, stage: str, arguments: Sequence[str], layout: RunDir) 
     An interruption stops the job. A local Ray's ends with it, and is not asked to: Ctrl-C on a terminal goes to its job
     server as well, which then answers no more.
     """
-    command = [sys.executable, "-m", f"pipelines.{stage}", *arguments]
-    job = jobs.submit(client, shlex.join(command), metadata={"stage": stage})
+    command = shlex.join(stage_jobs.command(stage, arguments))
+    job = jobs.submit(client, command, metadata={"stage": stage})
     event(logger, "job", stage=stage, id=job)
     try:
         log = _follow(client, job)
@@ -119,17 +108,11 @@ def _run_job(client: Any, stage: str, arguments: Sequence[str], layout: RunDir) 
             with contextlib.suppress(Exception):
                 client.stop_job(job)
         raise
-    storage.write_atomically(f"{layout.path}/logs/{stage}.log", log.encode())
-    info = jobs.info(client, job)
-    if info.driver_exit_code == 0:
-        return
-    lines = log.splitlines()
-    if info.driver_exit_code == 2 and (mistakes := [x for x in lines if x.startswith("error: ")]):
-        raise UserError(mistakes[-1].removeprefix("error: "))
-    raise JobFailed(
-        f"{stage} failed ({info.message}); the end of {layout.path}/logs/{stage}.log:\n"
-        + "\n".join(lines[-LOG_TAIL:])
-    )
+    path = f"{layout.path}/logs/{stage}.log"
+    storage.write_atomically(path, log.encode())
+    problem = stage_jobs.problem(stage, jobs.info(client, job), log, path)
+    if problem is not None:
+        raise problem
 
 
 def _follow(client: Any, job: str) -> str:

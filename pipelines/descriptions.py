@@ -80,6 +80,13 @@ STAGES = {
         "Interrupted, it goes on where it was.",
         example="layered demo",
     ),
+    "ablate": Stage(
+        summary="an experiment -> its cells' scores, and a report",
+        description="Trains and evaluates every cell of an experiment with several seeds, side by side as far as there is room,\n"
+        "and reports what differs by more than chance. What is there is not run again, so an interrupted run goes on.",
+        example="layered ablate e2 --preset demo\n"
+        "  layered ablate e2 --scale full --dataset s3://bucket/coco --store s3://bucket/ablate",
+    ),
     "submit": Stage(
         summary="a stage as a job of a Ray cluster",
         description="Sends a stage, or several one after the other, to a Ray cluster as one job, and prints the `ray job\n"

@@ -6,7 +6,7 @@ it does not matter which process draws it, how many there are, or that it is dra
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy import ndarray
 from layered_model import LayeredPipeline
 from layered_model.diffusion import LayeredDiffusion
 from layered_model.images import to_float, to_uint8
+from layered_model.rows import Prompt
 from layered_model.text import pad
 from pipelines.dataset import PreparedDataset, decode_rows, text_of, text_rows
 from pipelines.schema import CAPTIONS, IMAGE, IMAGE_ID, TEXT, TEXT_LENGTHS
@@ -69,6 +70,7 @@ def draw(
     captions: Sequence[Caption],
     options: SampleConfig,
     batch_size: int,
+    above: Mapping[int, Sequence[Caption]] | None = None,
 ) -> Pyramid:
     """Draw a picture for each caption.
 
@@ -81,22 +83,27 @@ def draw(
         captions: one a picture, at least one.
         options: steps, guidance, sampler.
         batch_size: pictures drawn together.
+        above: for some of the resolutions above the lowest, captions whose words that layer follows.
     """
-    table = dataset.read(split, [TEXT, TEXT_LENGTHS], [caption.row for caption in captions])
-    tokens = [
-        torch.from_numpy(text_of(row, caption.caption).copy())
-        for row, caption in zip(text_rows(table), captions, strict=True)
-    ]
+    tokens = {
+        resolution: _tokens(dataset, split, found)
+        for resolution, found in ({0: captions} | dict(above or {})).items()
+    }
+
+    def texts(resolution: int, numbers: Sequence[int]) -> Prompt:
+        found = [tokens[resolution][number] for number in numbers]
+        return Prompt(*pad(found, pipeline.config.text.max_tokens))
+
     parts = []
     for numbers in batches_of(len(captions), batch_size):
-        text = pad([tokens[number] for number in numbers], pipeline.config.text.max_tokens)
         parts.append(
             pipeline.sample(
-                *text,
+                *texts(0, numbers),
                 [captions[number].seed for number in numbers],
-                num_steps=options.num_steps,
-                guidance=options.guidance,
-                sampler=options.sampler,
+                layer_prompts={
+                    resolution: texts(resolution, numbers) for resolution in above or {}
+                },
+                **options.arguments,
             )
         )
     return {
@@ -105,6 +112,17 @@ def draw(
         ]
         for resolution in pipeline.resolutions
     }
+
+
+def _tokens(
+    dataset: PreparedDataset, split: str, captions: Sequence[Caption]
+) -> list[torch.Tensor]:
+    """Embeddings of captions."""
+    table = dataset.read(split, [TEXT, TEXT_LENGTHS], [caption.row for caption in captions])
+    return [
+        torch.from_numpy(text_of(row, caption.caption).copy())
+        for row, caption in zip(text_rows(table), captions, strict=True)
+    ]
 
 
 def batches_of(num_images: int, batch_size: int) -> Iterator[list[int]]:

@@ -50,7 +50,7 @@ def check(config: Config) -> list[str]:
     drawn = sum(series.num_images for series in plan.work.series if series.is_drawn)
     (real, *_) = plan.find("real")
     return [
-        f"draw {drawn} pictures with {plan.layout.model} for captions of {options.split} in {plan.dataset.path}",
+        f"draw {drawn} pictures with {plan.work.model} for captions of {options.split} in {plan.dataset.path}",
         f"score them at {', '.join(map(str, plan.resolutions))} pixels with {plan.specs.main.name}",
         f"keep features of real pictures in {real.root}",
         f"write {plan.layout.scores}, {plan.layout.grid} and {plan.layout.evaluation_html}",
@@ -87,7 +87,7 @@ def needs(config: Config) -> Needs:
         cpus_per_worker=options.cpus_per_sampler,
         gpus_per_worker=float(config.train.use_gpu),
         cpus_for_tasks=options.cpus_per_extractor + 1,
-        paths=(config.dataset, config.run, *filter(None, [options.references])),
+        paths=(config.dataset, config.run, *filter(None, [options.references, options.model])),
     )
 
 

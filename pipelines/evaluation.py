@@ -54,8 +54,9 @@ class Plan:
         options, layout = config.evaluate, RunDir(storage.absolute(config.run))
         dataset = PreparedDataset.open(config.dataset)
         _check_numbers(config, dataset)
-        pipeline = load_model(config)
+        pipeline = _load(config)
         model = pipeline.config
+        _check_layers(config, pipeline)
         dataset.check_matches(
             dataclasses.replace(config, model=model.network, diffusion=model.diffusion)
         )
@@ -71,7 +72,7 @@ class Plan:
                 series=series,
                 captions=tuple(captions),
                 dataset=dataset.path,
-                model=layout.model,
+                model=str(pipeline.path),
                 options=options,
                 device=_device(config),
             ),
@@ -94,6 +95,17 @@ class Plan:
         return [series for series in found if split in (None, series.split)]
 
 
+def _load(config: Config) -> LayeredPipeline:
+    """The model that is named, or the run's."""
+    named = config.evaluate.model
+    if named is None:
+        return load_model(config)
+    try:
+        return LayeredPipeline.from_pretrained(storage.absolute(named))
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(f"evaluate.model={named!r}: {error}") from error
+
+
 def _check_numbers(config: Config, dataset: PreparedDataset) -> None:
     options, available = config.evaluate, dataset.num_images(config.evaluate.split)
     if options.num_images > available:
@@ -105,6 +117,24 @@ def _check_numbers(config: Config, dataset: PreparedDataset) -> None:
         raise UserError(
             f"evaluate.batch_size={options.batch_size} must be at most {SHARD_IMAGES}, the pictures "
             "that are drawn and kept as one"
+        )
+
+
+def _check_layers(config: Config, pipeline: LayeredPipeline) -> None:
+    """Settings that must fit the model's layers."""
+    count, sample = len(pipeline.resolutions), config.sample
+    for key, values in (
+        ("sample.layer_guidance", sample.layer_guidance),
+        ("evaluate.layer_captions", config.evaluate.layer_captions),
+    ):
+        if values and len(values) != count:
+            raise UserError(
+                f"{key}={list(values)} must hold one for each of the model's {count} layers, "
+                f"{', '.join(map(str, pipeline.resolutions))} pixels, or be empty"
+            )
+    if sample.hand_over is not None and not pipeline.diffusion.one_state:
+        raise UserError(
+            f"sample.hand_over={sample.hand_over} needs a model with shared noise, and this one's layers have a state each"
         )
 
 
@@ -179,7 +209,8 @@ def _series(
     }
 
     def of_model(kind: Kind, sample: SampleConfig, num_kept: int = 0) -> Series:
-        settings = drawn | dataclasses.asdict(sample)
+        decisive = {**dataclasses.asdict(sample), "layer_captions": options.layer_captions}
+        settings = drawn | json.loads(json.dumps(decisive))
         return Series(
             kind=kind,
             split=options.split,
@@ -190,6 +221,7 @@ def _series(
             sample=sample,
             pictures=storage.join(layout.path, f"pictures-{fingerprint(settings)}"),
             num_kept=min(number, num_kept),
+            layer_captions=options.layer_captions,
         )
 
     def of_dataset(split: str, sizes: tuple[int, ...]) -> Series:

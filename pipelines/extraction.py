@@ -61,6 +61,7 @@ class Series:
         sample: how they are drawn.
         pictures: directory of those that are kept as PNG.
         num_kept: so many are, from the first.
+        layer_captions: whose caption each layer follows, as in the configuration.
     """
 
     kind: Kind
@@ -72,6 +73,7 @@ class Series:
     sample: SampleConfig | None = None
     pictures: str = ""
     num_kept: int = 0
+    layer_captions: tuple[int, ...] = ()
 
     @property
     def is_drawn(self) -> bool:
@@ -156,9 +158,12 @@ class Work:
         series = self.series[row["series"]]
         return series, series.images(row["shard"])
 
-    def captions_of(self, images: range) -> Sequence[Caption]:
-        """What the pictures are drawn for."""
-        return self.captions[images.start : images.stop]
+    def captions_of(self, images: range, offset: int = 0) -> Sequence[Caption]:
+        """What the pictures are drawn for; with an offset, the words of so many pictures further on, round to the first."""
+        count = len(self.captions)
+        return [
+            self.captions[(i + offset) % count]._replace(seed=self.captions[i].seed) for i in images
+        ]
 
 
 class Attempts:
@@ -234,13 +239,20 @@ class Draw(Worker):
         series, images = self.begin(row)
         if series.sample is None:
             raise ValueError(f"pictures of kind {series.kind} are not drawn")
+        lowest, *higher = series.layer_captions or (0,)
+        sizes = self.trained.resolutions[1:] if higher else ()
         pictures = draw(
             self.trained if series.kind == "trained" else self.untrained,
             self.dataset,
             series.split,
-            self.work.captions_of(images),
+            self.work.captions_of(images, lowest),
             series.sample,
             self.work.options.batch_size,
+            {
+                size: self.work.captions_of(images, offset)
+                for size, offset in zip(sizes, higher, strict=True)
+                if offset != lowest
+            },
         )
         return row | _packed(pictures, self.trained.resolutions)
 

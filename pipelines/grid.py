@@ -4,7 +4,7 @@ A sheet has one row a caption: the wrapped caption on the left, then one tile a 
 to one common side by whole multiples without smoothing, so that a pixel of the model is a square on the sheet. Many
 captions are laid out in several blocks side by side.
 
-Called by `train` (samples on the way), `evaluate` (grid.png, nearest.png) and `sample`.
+Called by `train` (samples on the way), `evaluate` (grid.png, nearest.png), `sample` and `ablation`.
 """
 
 import io
@@ -27,6 +27,8 @@ _MARGIN = 24  # around the sheet and between blocks
 _FONT = 16
 _LINE = 20  # height of a line of text
 _LINES_BELOW = 3  # of a caption below its picture
+_LINES_ABOVE = 4  # of a column's heading
+_SMALL_TILE = 96  # least side of a tile where there are many columns
 _INK, _FAINT, _FRAME, _PAPER = "#1c1c22", "#76767f", "#dcdce2", "#ffffff"
 
 
@@ -79,6 +81,49 @@ def contact_sheet(
                 heading = (x + tile // 2, top + _LINE // 2)
                 draw.text(heading, f"{resolution} px", fill=_FAINT, font=font, anchor="mm")
             _paste(sheet, draw, images[resolution][i], (x, y), tile)
+    return sheet
+
+
+def side_by_side(captions: Sequence[str], columns: Mapping[str, Sequence[Picture]]) -> Image.Image:
+    """Draw captions, and in each column what another hand drew for them.
+
+    Args:
+        captions: one a row.
+        columns: heading to its pictures, as many as there are captions, all of one size.
+
+    Raises:
+        ValueError: there is nothing to draw, or not one picture a caption.
+    """
+    counts = {name: len(pictures) for name, pictures in columns.items()}
+    if not captions or not columns or set(counts.values()) != {len(captions)}:
+        raise ValueError(f"a sheet of {len(captions)} captions got these pictures: {counts}")
+    side = _picture(next(iter(columns.values()))[0]).width
+    tile = side * -(-_SMALL_TILE // side)
+    headings = {name: wrap(name, tile, max_lines=_LINES_ABOVE) for name in columns}
+    top = _MARGIN + max(map(len, headings.values())) * _LINE + _GAP
+    size = (
+        _MARGIN + _CAPTION + len(columns) * (tile + _GAP) - _GAP + _MARGIN,
+        top + len(captions) * (tile + _GAP) - _GAP + _MARGIN,
+    )
+    sheet = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    font = _font()
+    for row, caption in enumerate(captions):
+        y = top + row * (tile + _GAP)
+        lines = wrap(caption, _CAPTION - 2 * _GAP, max_lines=tile // _LINE)
+        draw.text((_MARGIN, y + tile // 2), "\n".join(lines), fill=_INK, font=font, anchor="lm")
+    for column, (name, pictures) in enumerate(columns.items()):
+        x = _MARGIN + _CAPTION + column * (tile + _GAP)
+        draw.text(
+            (x + tile // 2, top - _GAP),
+            "\n".join(headings[name]),
+            fill=_FAINT,
+            font=font,
+            anchor="md",
+            align="center",
+        )
+        for row, picture in enumerate(pictures):
+            _paste(sheet, draw, picture, (x, top + row * (tile + _GAP)), tile)
     return sheet
 
 

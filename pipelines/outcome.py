@@ -4,7 +4,9 @@ Called by `evaluate`, in Ray.
 """
 
 import io
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,6 @@ from pipelines.scoring import (
     score_reference,
     score_with_clip,
 )
-from pipelines.sections import SampleConfig
 from pipelines.session import Progress
 
 GRID_PICTURES, GRID_BLOCKS = 24, 3
@@ -81,12 +82,14 @@ def scored(plan: Plan) -> dict[str, Any]:
     if training:
         result["memorisation"] = _memorisation(plan, training[0], ray.get(near))
     if cells := plan.settings["sweep"]:
-        samples = [series.sample for series in drawn]
+        samples = [
+            json.loads(json.dumps(asdict(series.sample))) for series in drawn if series.sample
+        ]
         result["sweep"] = [
             {
                 "guidance": cell["guidance"],
                 "num_steps": cell["num_steps"],
-                "scores": of(samples.index(SampleConfig(**cell))),
+                "scores": of(samples.index(cell)),
             }
             for cell in cells
         ]

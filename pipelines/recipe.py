@@ -21,7 +21,7 @@ from layered_model.unet import LayeredUNet, Network, make_network
 from pipelines import costs, storage
 from pipelines.config import Config
 from pipelines.dataset import PreparedDataset
-from pipelines.sections import TrainConfig
+from pipelines.sections import SampleConfig, TrainConfig
 
 
 def model_config(config: Config, dataset: PreparedDataset, num_images: int) -> ModelConfig:
@@ -36,12 +36,15 @@ def model_config(config: Config, dataset: PreparedDataset, num_images: int) -> M
             width=made.text_width,
             max_tokens=made.max_tokens,
         ),
-        sampling=SamplingDefaults(
-            sampler=config.sample.sampler,
-            num_steps=config.sample.num_steps,
-            guidance=config.sample.guidance,
-        ),
+        sampling=sampling_defaults(config.sample),
         num_images_trained=num_images,
+    )
+
+
+def sampling_defaults(sample: SampleConfig) -> SamplingDefaults:
+    """What is drawn with where nothing else is asked for."""
+    return SamplingDefaults(
+        sampler=sample.sampler, num_steps=sample.num_steps, guidance=sample.guidance
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import curves, score_report, storage
+from pipelines import curves, pages, score_report, storage
 from pipelines.errors import UserError
 from pipelines.gallery import evenly, figure
 from pipelines.history import MAX_POINTS, History
@@ -178,7 +178,7 @@ def _scores(layout: RunDir) -> Iterator[Element]:
     if not isinstance(result, Mapping):
         result = {}
     sheets = score_report.read_sheets(layout)
-    yield from score_report.elements(score_report.sections(result, sheets))
+    yield from pages.elements(score_report.sections(result, sheets))
 
 
 def _values(history: History) -> Iterator[Element]:

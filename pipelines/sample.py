@@ -111,9 +111,7 @@ def run(
             drawn = pipeline(
                 prompts,
                 seed=config.seed + start,
-                num_steps=sample.num_steps,
-                guidance=sample.guidance,
-                sampler=sample.sampler,
+                **sample.arguments,
             )
             for resolution, pictures in drawn.images.items():
                 shown[resolution] += pictures[: SHEET_PICTURES - start]

@@ -8,74 +8,17 @@ the result alone, so the same evaluation gives the same bytes. Called by `evalua
 import posixpath
 import textwrap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from pipelines import charts, gallery, markdown, markup, score_tables, storage, sweeps
-from pipelines.markup import Element, element
+from pipelines import charts, markup, pages, score_tables, storage, sweeps
+from pipelines.pages import Code, Drawing, Part, Section, Sheet, Text, Titled
 from pipelines.schema import RunDir
 from pipelines.score_tables import Table, finite, mapping, with_half, with_interval
-from pipelines.style import page_style
 
-SHEET_WIDTH = 1800
-"""Pixels that the sheets of pictures are shrunk to."""
 _WIDTH = 100  # of what is shown in a terminal
 
 Sheets = Mapping[str, bytes | OSError]
 "Pictures beside the result: name of the file and what it holds; where it cannot be read, why."
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """A paragraph."""
-
-    text: str
-    kind: str = "note"
-    "Class in a page; `bad` for what is wrong."
-
-
-@dataclass(frozen=True, slots=True)
-class Code:
-    """A command."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Titled:
-    """A table; where it has a title a page shows it on a click."""
-
-    table: Table
-    title: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Drawing:
-    """Charts; in a Markdown file a picture beside it."""
-
-    charts: list[charts.Chart]
-    told: str
-
-
-@dataclass(frozen=True, slots=True)
-class Sheet:
-    """A picture beside the result."""
-
-    file: str
-    content: bytes | OSError
-    told: str
-    alt: str
-
-
-Part = Text | Code | Titled | Drawing | Sheet
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """Parts under one heading."""
-
-    title: str
-    parts: list[Part]
 
 
 _SCORES, _SWEEP = "Scores", "Guidance and steps"
@@ -203,7 +146,8 @@ def _sweep(result: Mapping[str, Any]) -> Iterator[Part]:
         number = finite(mapping(result, "settings").get("num_images"))
         of = f" of {number:,.0f} pictures" if number is not None else ""
         yield Text(f"Each point is a setting{of}; bars are 95 % intervals.")
-        yield Drawing(drawn, ", ".join(chart.title for chart in drawn))
+        told = ", ".join(chart.title for chart in drawn)
+        yield Drawing([charts.draw_lines(chart) for chart in drawn], "sweep.svg", told)
     if lowest := sweeps.lowest(sweep):
         yield Text(lowest)
     for title, table in sweeps.tables(sweep, with_interval):
@@ -246,36 +190,8 @@ def page(
     command: str | None = None,
 ) -> bytes:
     """``evaluation.html``: one page that refers to nothing outside itself."""
-    parts = list(elements(sections(result, sheets, command=command)))
-    return markup.page(
-        title,
-        page_style(),
-        element("header", element("h1", title)),
-        markup.links(parts),
-        element("main", *parts),
-        element("footer", "Made by layered evaluate."),
-    )
-
-
-def elements(told: Iterator[Section]) -> Iterator[Element]:
-    """Sections of a page."""
-    for section in told:
-        yield markup.section(section.title, *map(_element, section.parts))
-
-
-def _element(part: Part) -> Element:
-    match part:
-        case Text(text, kind):
-            return markup.note(text, kind)
-        case Code(text):
-            return element("pre", text)
-        case Titled(table, title):
-            made = markup.table(table.head, table.rows, prose=table.prose)
-            return markup.details(title, made) if title else made
-        case Drawing(drawn, _):
-            return markup.grid(map(charts.draw_lines, drawn))
-        case Sheet(_, content, told, alt):
-            return gallery.figure(content, told, alt, SHEET_WIDTH)
+    told = sections(result, sheets, command=command)
+    return pages.page_of(title, told, "Made by layered evaluate.")
 
 
 def markdown_of(
@@ -286,25 +202,4 @@ def markdown_of(
     command: str | None = None,
 ) -> str:
     """``evaluation.md``, whose pictures lie beside it."""
-    blocks = [markdown.heading(title, 1)]
-    for section in sections(result, sheets, command=command):
-        blocks.append(markdown.heading(section.title, 2))
-        for part in section.parts:
-            blocks += _blocks(part)
-    return "\n\n".join(blocks) + "\n"
-
-
-def _blocks(part: Part) -> Iterator[str]:
-    match part:
-        case Text(text, kind):
-            yield f"**{markdown.escape(text)}**" if kind == "bad" else markdown.paragraph(text)
-        case Code(text):
-            yield markdown.code(text)
-        case Titled(table, title):
-            if title:
-                yield markdown.heading(title, 3)
-            yield markdown.table(table.head, table.rows, prose=table.prose)
-        case Drawing(_, told):
-            yield markdown.picture("sweep.svg", told)
-        case Sheet(file, _, _, alt):
-            yield markdown.picture(file, alt)
+    return pages.markdown_of(title, sections(result, sheets, command=command))

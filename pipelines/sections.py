@@ -6,7 +6,7 @@ that begins with the field's name; `config` puts the section's before it.
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from layered_model.steppers import SamplerKind
 
@@ -217,10 +217,29 @@ class SampleConfig:
     "Steps from noise to a picture; 20 to 30 do for dpmpp_2m, 50 or more for ddim, hundreds for ddpm."
     guidance: float
     "w in uncond + w (cond - uncond); 1 is off."
+    layer_guidance: tuple[float, ...]
+    "The same of each layer, low to high; empty for guidance in all of them."
+    fuse_weight: float
+    "How far lower layers decide their band of the picture, in [0, 1]; 0 is the top layer alone."
+    hand_over: float | None
+    "Logsnr of the reference below which the lowest layer runs alone, for example -4, which saves time; null for never."
 
     def __post_init__(self) -> None:
         check_positive(self, "num_steps")
         check_not_negative(self, "guidance")
+        check_fraction(self, "fuse_weight")
+        check(min(self.layer_guidance, default=0) >= 0, "layer_guidance", self, "0 or above")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Of a `LayeredPipeline`'s call."""
+        return {
+            "sampler": self.sampler,
+            "num_steps": self.num_steps,
+            "guidance": self.layer_guidance or self.guidance,
+            "fuse_weight": self.fuse_weight,
+            "hand_over": self.hand_over,
+        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -229,6 +248,11 @@ class EvaluateConfig:
 
     split: Literal["train", "val"]
     "Whose captions are drawn, and whose pictures are the reference."
+    model: str | None
+    "Directory of the model that is scored, such as one of `layered export`; null for the run's own."
+    layer_captions: tuple[int, ...]
+    """Whose caption each layer follows, low to high: 0 for the picture's own, 1 for that of the next picture drawn, and so on.
+    Shows what each layer's prompt decides; empty for the own in all of them."""
     num_images: int
     "Pictures drawn. A distance of Frechet's kind is biased by c/N, so compare equal numbers only."
     batch_size: int
@@ -277,6 +301,7 @@ class EvaluateConfig:
         check_positive(self, *counts, "cpus_per_sampler", "cpus_per_extractor")
         check(self.num_images >= 20, "num_images", self, "at least 20, to have an interval")
         check_not_negative(self, "num_nearest")
+        check(min(self.layer_captions, default=0) >= 0, "layer_captions", self, "0 or above")
         for name, least in (("sweep_guidance", 0), ("sweep_num_steps", 1)):
             values = getattr(self, name)
             sound = all(value >= least for value in values) and len(set(values)) == len(values)

@@ -6,18 +6,17 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from layered_model import LayeredPipeline, ModelConfig, SamplingDefaults
+from layered_model import LayeredPipeline, ModelConfig
 from layered_model.presets import PRESETS
 from layered_model.rows import join_prompts
 from layered_model.text import describe
 from pipelines.config import Config, load_config, to_yaml
 from pipelines.processes import family, standing_still
-from pipelines.recipe import fresh_network
+from pipelines.recipe import fresh_network, sampling_defaults
 from pipelines.schema import RunDir
 from pipelines.serving.load import Kind
 from pipelines.session import Needs, connect
@@ -70,7 +69,7 @@ def write_run(config: Config) -> None:
         network=config.model,
         diffusion=config.diffusion,
         text=describe(config.text.encoder, max_tokens=config.text.max_tokens),
-        sampling=SamplingDefaults(**asdict(config.sample)),
+        sampling=sampling_defaults(config.sample),
     )
     LayeredPipeline(model, network).save_pretrained(RunDir(config.run).model)
     Path(config.run, "config.yaml").write_text(to_yaml(config), encoding="utf-8")

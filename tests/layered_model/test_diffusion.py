@@ -155,6 +155,54 @@ def test_another_kernel_for_pictures_than_for_noise_leaks():
     torch.testing.assert_close(difference, without_noise, rtol=0, atol=1e-9)
 
 
+def test_pictures_of_another_kernel_are_what_was_asked_for_and_the_noise_stays():
+    mixed = LayeredDiffusion(replace(CONFIG, picture_kernel="box", allow_leak=True), LADDER)
+    x0, eps, t = example(mixed)
+    for resolution, x in zip(LADDER, mixed.pyramid(x0), strict=True):
+        assert torch.equal(x, downscale(x0, resolution, "box"))
+    _, plain, _ = example(LayeredDiffusion(CONFIG, LADDER))
+    assert all(torch.equal(one, other) for one, other in zip(eps, plain, strict=True))
+    # So every layer has a state of its own, for a low one is not the top's.
+    assert not mixed.one_state
+    top = noised(mixed, mixed.pyramid(x0), eps, t)
+    assert not torch.allclose(top[0], from_top(mixed, top[-1], t)[0], atol=1e-2)
+
+
+@pytest.mark.parametrize("noise", ["sinc", "periodic", "box"])
+@pytest.mark.parametrize("pictures", ["sinc", "periodic", "box"])
+def test_another_kernel_for_pictures_must_be_allowed(noise, pictures):
+    config = {"noise": noise, "reference_resolution": 8, "picture_kernel": pictures}
+    if noise == pictures:
+        assert LayeredDiffusion(DiffusionConfig(**config), LADDER).one_state
+        return
+    with pytest.raises(ValueError, match=f"picture_kernel='{pictures}' must be that of the noise"):
+        DiffusionConfig(**config)
+    assert not LayeredDiffusion(DiffusionConfig(**config, allow_leak=True), LADDER).one_state
+
+
+@pytest.mark.parametrize("pictures", [None, "sinc", "box"])
+def test_independent_noise_leaks_with_no_kernel(pictures):
+    config = DiffusionConfig(noise="independent", reference_resolution=8, picture_kernel=pictures)
+    assert config.matched
+    assert config.kernel == (pictures or "sinc")
+
+
+def test_larger_pictures_are_trained_on_as_their_downscaled_selves():
+    diffusion = LayeredDiffusion(CONFIG, LADDER)
+    x0, eps, t = example(diffusion)
+    large = upscale(x0, 128)
+    for one, other in zip(diffusion.pyramid(large), diffusion.pyramid(x0), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    network = Answers([torch.zeros_like(x) for x in diffusion.pyramid(x0)])
+    costs = [diffusion.loss(network, x, eps, t, *TEXT).total for x in (x0, large)]
+    torch.testing.assert_close(costs[0], costs[1], rtol=1e-9, atol=0)
+
+
+def test_a_picture_between_two_resolutions_has_no_pyramid():
+    with pytest.raises(ValueError, match=r"pictures of 32 pixels must have one of \(8, 16, 64\)"):
+        LayeredDiffusion(CONFIG, LADDER).pyramid(torch.zeros(1, 3, 32, 32))
+
+
 @each_kernel
 def test_a_leak_must_be_allowed(noise):
     with pytest.raises(ValueError, match=r"extra_logsnr=\(0.0, 1.0\).*allow_leak"):
@@ -173,6 +221,7 @@ def test_a_leak_must_be_allowed(noise):
         ({"layer_weights": (1.0, float("inf"), 1.0)}, "layer_weights=.* must hold finite numbers"),
         ({"layer_weights": (1.0, -1.0, 1.0)}, r"layer_weights=\(1.0, -1.0, 1.0\)"),
         ({"layer_weights": (0.0, 0.0, 0.0)}, r"layer_weights=\(0.0, 0.0, 0.0\)"),
+        ({"picture_kernel": "pink"}, "picture_kernel='pink' must be one of sinc, periodic, box"),
         ({"noise": "pink"}, "noise='pink' must be one of sinc, periodic, box, independent"),
         ({"prediction": "pink"}, "prediction='pink' must be one of v, x0, eps"),
         ({"weighting": "pink"}, "weighting='pink' must be one of flat, min_snr, sigmoid"),

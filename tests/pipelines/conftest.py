@@ -16,10 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
-from layered_model import LayeredPipeline, ModelConfig, SamplingDefaults, checkpoint, make_network
+from layered_model import LayeredPipeline, ModelConfig, checkpoint, make_network
 from layered_model.text import describe
 from pipelines import prepare, storage, units
 from pipelines.config import load_config
+from pipelines.recipe import sampling_defaults
 from tests.pipelines import nodes
 
 WORDS = 4  # width of the toy text encoder
@@ -263,7 +264,7 @@ def write_model(config, seed=0):
         network=config.model,
         diffusion=config.diffusion,
         text=describe(config.text.encoder, max_tokens=config.text.max_tokens),
-        sampling=SamplingDefaults(**dataclasses.asdict(config.sample)),
+        sampling=sampling_defaults(config.sample),
         num_images_trained=0,
     )
     for name, content in checkpoint.encode(model, network.state_dict()).items():

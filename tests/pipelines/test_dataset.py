@@ -143,7 +143,7 @@ def test_missing_and_foreign_datasets_are_told(tmp_path):
         ("model.text_width=5", "model.text_width: the configuration wants 5, but .* with 4"),
         (
             "model.resolutions=[12,24,48]",
-            "model.resolutions: the configuration wants 48, but .* 64",
+            "model.resolutions: the configuration wants 48, or a multiple of it, but .* 64",
         ),
     ],
 )
@@ -151,6 +151,10 @@ def test_a_dataset_for_another_model_is_refused(dataset, configure, override, me
     dataset.check_matches(configure())
     with pytest.raises(UserError, match=message):
         dataset.check_matches(configure(override))
+
+
+def test_a_smaller_model_may_use_it_where_the_ratio_is_whole(dataset, configure):
+    dataset.check_matches(configure("model.resolutions=[8,16,32]"))
 
 
 def test_plain_pyarrow_reads_it(dataset):

@@ -243,6 +243,78 @@ def test_a_dataset_of_another_resolution_is_refused(config, tmp_path) -> None:
         evaluate.check(dataclasses.replace(config, dataset=other.dataset))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layer_guidance": (1.0,)}, r"sample.layer_guidance=\[1.0\] must hold one for each .* 2 "),
+        ({"hand_over": -4.0}, "sample.hand_over=-4.0 needs a model with shared noise"),
+    ],
+)
+def test_what_does_not_fit_the_model_s_layers_is_refused(
+    config, changes, message, save_model, tmp_path
+) -> None:
+    noise = dataclasses.replace(config.diffusion, noise="independent")
+    other = dataclasses.replace(config, diffusion=noise, run=str(tmp_path / "independent"))
+    save_model(other)
+    sample = dataclasses.replace(config.sample, **changes)
+    with pytest.raises(UserError, match=message):
+        evaluate.check(dataclasses.replace(other, sample=sample))
+
+
+def test_another_model_than_the_run_s_can_be_scored(config, save_model, tmp_path) -> None:
+    """Its pictures and scores go into the run that is given."""
+    named = _with(config, model=str(Path(config.run, "model")))
+    elsewhere = dataclasses.replace(named, run=str(tmp_path / "elsewhere"))
+    plan, own = evaluation.Plan.of(elsewhere), evaluation.Plan.of(config)
+    assert plan.settings == own.settings
+    assert plan.layout.path.endswith("elsewhere")
+    one, other = (extraction.Draw(p.work)({"series": 0, "shard": 1}) for p in (plan, own))
+    assert one["32"] == other["32"]
+    with pytest.raises(UserError, match=r"evaluate.model='/nowhere': "):
+        evaluate.check(_with(config, model="/nowhere"))
+
+
+def test_layers_follow_the_captions_they_are_told_to(config) -> None:
+    """All layers the next caption's: the picture of that caption with this one's noise."""
+
+    def drawn(*offsets: int) -> dict:
+        work = evaluation.Plan.of(_with(config, layer_captions=offsets)).work
+        return extraction.Draw(work)({"series": 0, "shard": 1})
+
+    own, both, upper = drawn(), drawn(1, 1), drawn(0, 1)
+    assert drawn(0, 0)["32"] == own["32"]
+    assert own["16"] != both["16"]
+    # The lowest layer's band is its own; what lies above it follows the other caption.
+    assert upper["32"] not in (own["32"], both["32"])
+    work = evaluation.Plan.of(config).work
+    images = work.series[0].images(1)
+    moved = work.captions_of(images, 1)
+    for number, caption in zip(images, moved, strict=True):
+        following = work.captions[(number + 1) % len(work.captions)]
+        assert caption[:2] == following[:2]
+        assert caption.seed == work.captions[number].seed
+
+
+def test_captions_of_layers_make_other_pictures_and_keep_features_apart(config) -> None:
+    plans = [evaluation.Plan.of(_with(config, layer_captions=c)) for c in ((), (0, 1))]
+    assert plans[0].settings != plans[1].settings
+    stores = [plan.work.series[0].store(plan.specs.main, 32).path for plan in plans]
+    assert stores[0] != stores[1]
+
+
+def test_sampling_s_settings_reach_the_pictures(config) -> None:
+    def drawn(**changes: object) -> bytes:
+        sample = dataclasses.replace(config.sample, num_steps=4, **changes)
+        work = evaluation.Plan.of(dataclasses.replace(config, sample=sample)).work
+        return extraction.Draw(work)({"series": 0, "shard": 1})["32"]
+
+    plain = drawn()
+    for changes in ({"layer_guidance": (1.0, 3.0)}, {"fuse_weight": 0.0}, {"hand_over": 0.0}):
+        assert drawn(**changes) != plain
+    guidance = config.sample.guidance
+    assert drawn(layer_guidance=(guidance, guidance)) == plain
+
+
 def test_captions_are_chosen_by_seed_and_image_alone(config) -> None:
     dataset = PreparedDataset.open(config.dataset)
     few, all_ = (choose_captions(dataset, "train", n, seed=5) for n in (4, NUM_PICTURES))

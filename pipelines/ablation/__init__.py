@@ -1,0 +1,1 @@
+"""The grid runner behind `layered ablate`: experiments, their cells, what they cost, what came of them."""
