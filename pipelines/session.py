@@ -17,8 +17,10 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -93,7 +95,11 @@ def connect(config: Config, needs: Needs, *, dashboard: bool = False) -> Iterato
         return
     set_environment()
     joins = "RAY_ADDRESS" in os.environ
+    on_terminate = signal.getsignal(signal.SIGTERM)
     with _joined() if joins else _started(config.ray, dashboard) as context:
+        if threading.current_thread() is threading.main_thread():
+            # Ray has put its own in place, which prints a trace and ends with 15.
+            signal.signal(signal.SIGTERM, on_terminate)
         _check_needs(config, needs)
         yield context
 

@@ -108,17 +108,23 @@ def test_connect_finds_a_running_ray_and_leaves_it_running(local_ray) -> None:
 
 
 @pytest.mark.ray
-def test_connect_starts_a_private_ray_even_where_ray_was_imported_first(tmp_path) -> None:
+def test_connect_starts_a_private_ray_and_ends_it_when_terminated(tmp_path) -> None:
     script = """
-import os, pathlib, sys
+import os, pathlib, signal, sys, time
 import ray, ray.data
 from pipelines.config import load_config
 from pipelines.session import Needs, connect
 config = load_config("demo", ["ray.num_cpus=3"])
-with connect(config, Needs(stage="train", workers=2)):
-    assert ray.cluster_resources()["CPU"] == 3
-    assert ray.get(ray.remote(lambda: 3).remote()) == 3
-    assert ray.data.DataContext.get_current().use_datasource_v2 is False
+signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+try:
+    with connect(config, Needs(stage="train", workers=2)):
+        assert ray.cluster_resources()["CPU"] == 3
+        assert ray.get(ray.remote(lambda: 3).remote()) == 3
+        assert ray.data.DataContext.get_current().use_datasource_v2 is False
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+except SystemExit as left:
+    assert left.code == 143, left.code
 assert not ray.is_initialized()
 assert not pathlib.Path("~/.ray").expanduser().exists()
 assert not [name for name in os.listdir(os.environ["TMPDIR"]) if name.startswith("ray-")]
@@ -133,6 +139,7 @@ assert not [name for name in os.listdir(os.environ["TMPDIR"]) if name.startswith
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+    assert "SIGTERM" not in done.stderr
 
 
 def test_an_event_is_one_line_of_keys_and_values(caplog) -> None:
