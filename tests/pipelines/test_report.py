@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import cli, grid, report, score_report
+from pipelines import cli, grid, pages, report
 from pipelines.config import load_config, to_yaml
 
 EVIL = "<script>alert('&amp;')</script>"
@@ -237,7 +237,7 @@ def test_small_pictures_are_kept_to_the_bit_and_large_ones_shrunk(folder) -> Non
     assert contents[0] == sheet(1)
     assert len(contents[-1]) < len((folder / "grid.png").read_bytes()) / 2
     with Image.open(io.BytesIO(contents[-1])) as picture:
-        assert picture.width == score_report.SHEET_WIDTH
+        assert picture.width == pages.SHEET_WIDTH
         assert str(picture.height) == page.all("img")[-1]["height"]
 
 

@@ -115,12 +115,6 @@ def test_without_a_cell_there_is_no_report(capsys, text, tmp_path):
     assert not (tmp_path / "o").exists()
 
 
-def test_a_relative_store_is_refused_inside_a_job(monkeypatch, capsys):
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    assert cli.main(["ablate", "e2"]) == 2
-    assert "--store='runs/ablate' is relative" in capsys.readouterr().err
-
-
 @pytest.fixture
 def started(coco, many, tmp_path):
     """Starts the command on a small dataset, in a folder of its own."""
