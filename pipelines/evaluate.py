@@ -118,12 +118,14 @@ def _evaluate(config: Config, plan: Plan) -> dict[str, Any]:
     for name, sheet in sheets.items():
         storage.write_atomically(getattr(plan.layout, name), png_bytes(sheet))
     score_report.write_all(plan.layout, result)
-    trackers.add(
-        plan.layout,
-        plan.pipeline.config.num_images_trained,
-        tracked(result),
-        {f"evaluate/{name}": sheet for name, sheet in sheets.items()},
-    )
+    # Trackers know a run that was trained, not where another's model is scored.
+    if config.evaluate.model is None:
+        trackers.add(
+            plan.layout,
+            plan.pipeline.config.num_images_trained,
+            tracked(result),
+            {f"evaluate/{name}": sheet for name, sheet in sheets.items()},
+        )
     # Last: who finds it finds all the others.
     storage.write_atomically(plan.layout.scores, content)
     return result
