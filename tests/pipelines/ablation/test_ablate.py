@@ -1,5 +1,6 @@
 """`layered ablate` as a person calls it; at last with real Ray, interrupted and taken up again."""
 
+import contextlib
 import json
 import os
 import re
@@ -125,8 +126,10 @@ def started(coco, many, tmp_path):
         for what, path in (("annotations", f"captions_{split}.json"), ("images", split))
     ]
 
+    processes: list[subprocess.Popen] = []
+
     def start() -> subprocess.Popen:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "pipelines.ablate", "tiny.yaml", "--output", "out", *data],
             cwd=tmp_path,
             env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -138,16 +141,18 @@ def started(coco, many, tmp_path):
             # A shell that runs in the background ignores Ctrl-C, and its children inherit that.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
+        processes.append(process)
+        return process
 
-    return start
+    yield start
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _finish(process: subprocess.Popen) -> str:
-    try:
-        return process.communicate(timeout=300)[0]
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
+    return process.communicate(timeout=300)[0]
 
 
 @pytest.mark.alone
