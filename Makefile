@@ -29,7 +29,8 @@ test: $(VENV)/.dev  ## what a machine without GPU can test in minutes
 	$(SIDE_BY_SIDE) -m "compile and not gpu" --no-shape-checks
 
 slow: $(VENV)/.dev  ## the long tests: whole stages interrupted and taken up again
-	@$(SIDE_BY_SIDE) -m "slow and not gpu and not browser"
+	@$(SIDE_BY_SIDE) -m "slow and not alone and not gpu and not browser"
+	$(BIN)/python -m pytest -m "alone and not soak"
 
 browser: $(VENV)/.dev  ## the page of `layered serve` in a browser; needs chromium and chromedriver
 	@$(BIN)/python -m pytest -m browser

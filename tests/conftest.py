@@ -1,6 +1,5 @@
 """What all tests share: shape checks for `layered_model`, one local Ray, a small T5, and real photographs where there are any."""
 
-import fcntl
 import os
 import shutil
 import socket
@@ -53,26 +52,13 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     # First what uses Ray: so one process of xdist's has it all, until another has nothing left and takes from its end.
-    # Before all what must be alone, which is long, and which no other process should take.
-    items.sort(key=lambda item: ("alone" not in item.keywords, "ray" not in item.keywords))
+    items.sort(key=lambda item: "ray" not in item.keywords)
     if config.getoption("--no-shape-checks"):
         return
     skip = pytest.mark.skip(reason="needs --no-shape-checks: jaxtyping's wrappers do not compile")
     for item in items:
         if "compile" in item.keywords:
             item.add_marker(skip)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def alone(request: pytest.FixtureRequest) -> Iterator[None]:
-    """While a process of xdist's runs a module with tests marked `alone`, others wait with theirs."""
-    marked = (item.path for item in request.session.items if "alone" in item.keywords)
-    if request.path not in marked:
-        yield
-        return
-    with Path(__file__).open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 @pytest.fixture
