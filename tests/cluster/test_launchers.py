@@ -46,6 +46,18 @@ def problems(launcher: dict, ray_version: str) -> list[str]:
     return found
 
 
+def test_a_host_that_is_gone_is_missed_soon_and_alike_by_all_nodes():
+    from ray._raylet import Config
+
+    waits, *others = (
+        dict(re.findall(r"RAY_(grpc_client_keepalive_\w+)=(\d+)", (CLUSTER / name).read_text()))
+        for name in ("Dockerfile", *FILES)
+    )
+    assert others == [waits, waits]
+    assert set(waits) == {"grpc_client_keepalive_time_ms", "grpc_client_keepalive_timeout_ms"}
+    assert all(int(wait) < getattr(Config, name)() for name, wait in waits.items())
+
+
 def test_ray_accepts_it(launcher, monkeypatch):
     from ray.autoscaler._private.util import prepare_config, validate_config
 

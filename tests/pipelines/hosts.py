@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tests.pipelines.nodes import descendants, kill
+from tests.pipelines.nodes import ROOT, descendants, kill
 
 NETWORK = "10.213.77"
 OURS = f"{NETWORK}.254"
@@ -21,13 +21,16 @@ OURS = f"{NETWORK}.254"
 NAMESPACES = ("--net", "--mount", "--pid", "--uts")
 
 SETTLE = """
-for place in /tmp /dev/shm; do mount -t tmpfs tmpfs $place; done
+mount -t tmpfs tmpfs /dev/shm
+mount -t tmpfs tmpfs /mnt
+case $3 in /tmp/*) mkdir -p /mnt/${3#/tmp/}; mount --bind $3 /mnt/${3#/tmp/};; esac
+mount --move /mnt /tmp
 hostname $1
 printf '127.0.0.1 localhost\\n%s %s\\n' $2 $1 > /tmp/hosts
 mount --bind /tmp/hosts /etc/hosts
 exec sleep infinity
 """
-"""What a host of this name and address does first."""
+"""What a host of this name and address does first. The source, in the third argument, stays where it is seen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +89,7 @@ class Hosts:
     def _host(self, number: int) -> Iterator[Host]:
         name, address = f"host{number}", f"{NETWORK}.{number}"
         command = ["unshare", *NAMESPACES, "--fork", "--kill-child", "--mount-proc"]
-        holder = subprocess.Popen([*command, "sh", "-c", SETTLE, "sh", name, address])
+        holder = subprocess.Popen([*command, "sh", "-c", SETTLE, "sh", name, address, str(ROOT)])
         try:
             link = f"{self.bridge}-{number}"
             first = _first_process(holder.pid)
