@@ -35,7 +35,7 @@ SETTINGS = dict(
 
 EMOJI = "package:pipelines/emoji"
 NUM_PICTURES = {"train": 1200, "val": 300}
-NUM_IMAGES, CHECKPOINT_IMAGES, LOG_IMAGES = 2560, 320, 64
+NUM_IMAGES, CHECKPOINT_IMAGES, LOG_IMAGES = 1280, 320, 64
 
 ARGUMENTS = (
     *("--preset", "demo", "--dataset", "s3://bucket/data", "--run", "s3://bucket/run"),
@@ -88,7 +88,9 @@ class Cluster:
         return self.ask(sys.executable, "-c", code, *arguments)
 
     def read(self, path: str) -> str:
-        code = f"from pipelines import storage; print(storage.read_bytes({path!r}).decode())"
+        code = (
+            f"from pipelines import storage; print(storage.read_bytes({path!r}).decode(), end='')"
+        )
         return self.ask(sys.executable, "-c", code)
 
 
