@@ -79,7 +79,7 @@ def draw_lines(chart: Chart) -> Element:
     parts += _names(names, [_end(line, y) for line in chart.lines], chart.lines, right)
     heading = " ".join(filter(None, (chart.title, chart.unit)))
     ends = "; ".join(f"{line.name} {_told(line.y)}".lstrip() for line in chart.lines)
-    return _figure(chart.title, chart.unit, f"{heading}: {ends}", parts)
+    return figure(chart.title, chart.unit, f"{heading}: {ends}", parts)
 
 
 def draw_file(charts: Sequence[Chart]) -> bytes:
@@ -126,15 +126,30 @@ def draw_shares(title: str, unit: str, lines: Sequence[Line]) -> Element:
         middles.append(float(y.place((below[-1] + above[-1]) / 2)))
         below = above
     parts += _names(names, middles, lines, right)
-    return _figure(title, unit, f"{title}: {', '.join(names)}", parts)
+    return figure(title, unit, f"{title}: {', '.join(names)}", parts)
 
 
-def _figure(title: str, unit: str, told: str, parts: Sequence[Element]) -> Element:
+def figure(
+    title: str,
+    unit: str,
+    told: str,
+    parts: Sequence[Element],
+    size: tuple[float, float] = (WIDTH, HEIGHT),
+) -> Element:
+    """A drawing under its title.
+
+    Args:
+        title: what is drawn.
+        unit: of its numbers, or another word beside the title.
+        told: all of it, for who does not see.
+        parts: what the drawing consists of.
+        size: its width and height.
+    """
     drawing = element(
         "svg",
         element("title", told),
         *parts,
-        viewBox=f"0 0 {WIDTH} {HEIGHT}",
+        viewBox=f"0 0 {size[0]} {size[1]}",
         role="img",
         aria_label=told,
     )

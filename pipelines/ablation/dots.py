@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.axes import Axis, labels, linear_ticks
+from pipelines.charts import figure
 from pipelines.markup import Element, element, svg_file
 from pipelines.style import file_style
 
@@ -38,16 +39,7 @@ def draw_dots(chart: Dots) -> Element:
         f"{name} {np.mean(values):.4g}" for name, values in chart.cells.items() if values
     )
     told = f"{chart.title} {chart.unit}, means: {means}"
-    drawing = element(
-        "svg",
-        element("title", told),
-        *body,
-        viewBox=f"0 0 {WIDTH} {height}",
-        role="img",
-        aria_label=told,
-    )
-    caption = element("figcaption", element("b", chart.title), " ", element("span", chart.unit))
-    return element("figure", caption, drawing, class_="chart")
+    return figure(chart.title, chart.unit, told, body, (WIDTH, height))
 
 
 def dots_file(charts: Sequence[Dots]) -> bytes:
