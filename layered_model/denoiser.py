@@ -129,11 +129,8 @@ class Denoiser:
         A single state is the top's of the layers that run; its estimate is fused from all of them, and clamped to [-1, 1] at the
         model's top. Pictures of lower layers are clamped to `LOW_BOUND` or not at all: a sinc-downscaled picture overshoots.
         """
-        diffusion, kind, count = (
-            self.diffusion,
-            self.diffusion.config.prediction,
-            len(levels.logsnr),
-        )
+        diffusion, count = self.diffusion, len(levels.logsnr)
+        kind = diffusion.config.prediction
         guided = self.guidance.active(levels.logsnr)
         scales = self.guidance.for_layers(len(diffusion.resolutions))
         x0 = []

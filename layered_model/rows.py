@@ -126,6 +126,8 @@ def _run_all(network: Network, rows: Rows, most: int | None) -> LayerRows:
     passes = [
         _run(network, rows.part(first, min(first + most, count))) for first in range(0, count, most)
     ]
+    if len(passes) == 1:
+        return passes[0]
     return [
         torch.cat([found[layer] for found in passes if len(found) > layer])
         for layer in range(len(rows.x))
