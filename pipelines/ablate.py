@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from pipelines import recipe, storage
+from pipelines import storage
 from pipelines.ablation import cells, experiment, findings, pace, runner, story
 from pipelines.ablation.cells import Grid
 from pipelines.ablation.experiment import SCALES, ScaleName
@@ -163,7 +163,7 @@ def _dry(grid: Grid, speeds: Speeds) -> Iterator[str]:
     todo = [task for task in runner.tasks_of(grid) if not task.finished()]
     trainings = {cell.training.path: cell.training for cell in grid.cells}
     left = [training for training in trainings.values() if not training.finished]
-    total = sum(recipe.step_macs(t.config) * t.config.train.num_images for t in left)
+    total = sum(training.own_macs for training in left)
     yield (
         f"to do: {len(todo)} stages, of which {len(left)} trainings with {macs_text(total)} multiply-adds; a training "
         f"step counts as three passes forward"

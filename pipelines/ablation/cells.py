@@ -107,11 +107,14 @@ class Training:
         return [*(self.first.chain if self.first else ()), self]
 
     @property
+    def own_macs(self) -> int:
+        """Multiply-adds of its steps."""
+        return recipe.step_macs(self.config) * self.config.train.num_images
+
+    @property
     def macs(self) -> int:
-        """Multiply-adds of all its steps, with those of what it grows from."""
-        return sum(
-            recipe.step_macs(part.config) * part.config.train.num_images for part in self.chain
-        )
+        """The same, with those of what it grows from."""
+        return sum(part.own_macs for part in self.chain)
 
 
 @dataclass(frozen=True, kw_only=True)

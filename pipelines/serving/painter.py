@@ -218,7 +218,9 @@ class EnginePainter:
 
     async def replace(self, pipeline: LayeredPipeline, created: int = 0) -> None:
         """Paints with another model from now on; returns when the one before has finished what it had accepted."""
-        before, self._studio = self._studio, Studio(pipeline, self.settings, self._on_pass)
+        # It counts multiply-adds, which takes a large network a moment, and orders are taken meanwhile.
+        studio = await asyncio.to_thread(Studio, pipeline, self.settings, self._on_pass)
+        before, self._studio = self._studio, studio
         self._created = created
         await _finish(before)
 
