@@ -65,10 +65,15 @@ class Guidance:
             )
         return scales
 
+    @property
+    def acts(self) -> bool:
+        """Whether the network ever runs twice."""
+        return any(scale != 1 for scale in self._scales)
+
     def active(self, logsnr: Float[Tensor, " b"]) -> slice | Int[Tensor, " guided"]:
         """The pictures that need the unconditional pass: all, none, or some; only the last has an accelerator's values read."""
         low, high = self.logsnr_interval
-        if all(scale == 1 for scale in self._scales):
+        if not self.acts:
             return slice(0)
         if math.isinf(low) and math.isinf(high):
             return slice(None)

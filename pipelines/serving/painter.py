@@ -93,7 +93,7 @@ class Studio:
         self.costs = {
             r: float(network_macs(pipeline.config.network, tokens, r)) for r in pipeline.resolutions
         }
-        "Multiply-adds of a step."
+        "Multiply-adds of a row."
         self._encode = functools.lru_cache(settings.text_cache)(self._encode_anew)
         self._encoding = threading.Lock()
         self.thread = threading.Thread(target=self.engine.run, name="engine", daemon=True)
@@ -262,7 +262,7 @@ class EnginePainter:
             deadline=start + seconds,
             on_step=_listener(order, drawing, studio.pipeline, start, tell),
             on_failure=tell,
-            cost=studio.costs[order.resolution],
+            cost=studio.costs[order.resolution] * (1 + drawing.denoiser.guidance.acts),
             urgent=urgent,
         )
         try:

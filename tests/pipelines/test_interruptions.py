@@ -159,14 +159,17 @@ def test_killed_workers_are_replaced(config_of, local_ray, moments, descendants,
     def at_work(kind: str) -> list[int]:
         return [pid for pid, line in descendants(os.getpid()).items() if kind in line]
 
+    def one_at_work(kind: str) -> int:
+        while not (pids := at_work(kind)):  # tasks come and go
+            assert stage.is_alive(), f"it ended before {kind} could be killed"
+            time.sleep(0.01)
+        return moments.choice(pids)
+
     kinds = ["decode_unit", "EncodeAndWrite"] * NUM_KILLS
     moments.shuffle(kinds)
     for kind in kinds:
-        for pause in (moments.uniform(0, 2), 0):
-            while not at_work(kind):
-                assert stage.is_alive(), f"it ended before {kind} could be killed"
-                time.sleep(0.01)
-            time.sleep(pause)
-        kill(moments.choice(at_work(kind)))
+        one_at_work(kind)
+        time.sleep(moments.uniform(0, 2))
+        kill(one_at_work(kind))
     stage.join()
     assert hashes(config.dataset) == hashes(whole.dataset)
