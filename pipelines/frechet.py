@@ -61,14 +61,11 @@ def frechet_influence(
     features: Float[ndarray, "n d"], own: FeatureStatistics, reference: FeatureStatistics
 ) -> Float[ndarray, " n"]:
     """Return phi of each picture of a set, whose statistics are `own`, without the constant."""
-    values, vectors = scipy.linalg.eigh(own.covariance(), check_finite=False)
-    # Below: what rounding makes of directions in which the pictures do not differ.
-    kept = values > 10 * len(values) * np.finfo(np.float64).eps * values[-1]
-    root = vectors[:, kept] * np.sqrt(values[kept])
-    squares, turn = scipy.linalg.eigh(root.T @ reference.covariance() @ root, check_finite=False)
-    transport = (vectors[:, kept] / np.sqrt(values[kept])) @ (
-        turn * np.sqrt(np.sqrt(np.maximum(squares, 0)))
-    )
+    values, vectors = _principal(own)
+    root = vectors * np.sqrt(values)
+    across = reference.factor @ root / np.sqrt(reference.count - 1)
+    squares, turn = scipy.linalg.eigh(across.T @ across, check_finite=False)
+    transport = (vectors / np.sqrt(values)) @ (turn * np.sqrt(np.sqrt(np.maximum(squares, 0))))
     influence = np.empty(len(features))
     for start in range(0, len(features), _BLOCK):
         x = np.asarray(features[start : start + _BLOCK], dtype=np.float64) - own.mean
@@ -78,6 +75,22 @@ def frechet_influence(
             - np.square(x @ transport).sum(1)
         )
     return influence
+
+
+def _principal(
+    statistics: FeatureStatistics,
+) -> tuple[Float[ndarray, " k"], Float[ndarray, "d k"]]:
+    """Variances and directions in which the pictures differ: of few pictures from their own factor, which is smaller."""
+    rows, dim = statistics.factor.shape
+    if rows < dim:
+        _, singular, turned = scipy.linalg.svd(
+            statistics.factor, full_matrices=False, check_finite=False
+        )
+        values, vectors = np.square(singular) / (statistics.count - 1), turned.T
+    else:
+        values, vectors = scipy.linalg.eigh(statistics.covariance(), check_finite=False)
+    kept = values > 10 * dim * np.finfo(np.float64).eps * values.max()  # below is what rounding makes
+    return values[kept], vectors[:, kept]
 
 
 def frechet_infinity(

@@ -3,8 +3,10 @@
 Called by `evaluate`, in Ray.
 """
 
+import functools
 import io
 import json
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -30,7 +32,9 @@ from pipelines.scoring import (
 from pipelines.session import Progress
 
 GRID_PICTURES, GRID_BLOCKS = 24, 3
-MANY = 4096
+FEW, MANY = 512, 4096
+Key = tuple[int, str, int]
+"""Resolution, kind, and number among the series that are drawn."""
 PARTS: list[tuple[Measure, ...]] = [("distance", "kernel", "classes"), ("limit",), ("neighbours",)]
 """Of the scores of many pictures, each computed by itself."""
 
@@ -39,43 +43,44 @@ def scored(plan: Plan) -> dict[str, Any]:
     """Scores, those of a sweep, and how near samples come to training pictures; in tasks of one thread each."""
     import ray
 
-    def remote(function: Callable[..., Any], *arguments: object) -> Any:
-        return ray.remote(num_cpus=1)(function).remote(*arguments)
-
     drawn, real = plan.find("trained"), plan.find("real")
-    waiting: dict[tuple[int, str, int], list[Any]] = {}
+    calls: list[tuple[Key, Callable[[], Scores]]] = []
     for size in plan.resolutions:
         for number, series in enumerate([*drawn, *plan.find("untrained")]):
-            waiting[size, series.kind, number] = [
-                remote(Comparison.score, task) for task in _comparisons(plan, series, real[0], size)
-            ]
+            of = size, series.kind, number
+            calls += [(of, task.score) for task in _comparisons(plan, series, real[0], size)]
         if (clip := plan.specs.clip) is not None:
             (captions,) = plan.find("captions")
             for number, series in enumerate(drawn):
                 stores = [series.store(clip, size), real[0].store(clip, size), captions.store(clip)]
-                task = remote(score_with_clip, clip, *stores)
-                waiting[size, "trained", number].append(task)
+                of = size, "trained", number
+                calls.append((of, functools.partial(score_with_clip, clip, *stores)))
         store = real[0].store(plan.specs.main, size)
-        waiting[size, "reference", 0] = [remote(score_reference, plan.specs.main, store)]
+        one = functools.partial(score_reference, plan.specs.main, store)
+        calls.append(((size, "reference", 0), one))
+    task = ray.remote(num_cpus=1)
     if training := real[1:]:
         stores = [
             series.store(plan.specs.main, plan.resolutions[-1])
             for series in (drawn[0], real[0], *training)
         ]
         num_shown = plan.work.options.num_nearest
-        near = remote(memorisation, *stores, drawn[0].num_kept, num_shown)
-    found: dict[tuple[int, str, int], Scores] = {}
-    with Progress("scores", sum(map(len, waiting.values())), "tables") as progress:
-        for key, tasks in waiting.items():
-            found[key] = {}
-            for task in tasks:
-                found[key] |= ray.get(task)
-                progress.update(1)
+        near = task(memorisation).remote(*stores, drawn[0].num_kept, num_shown)
+    # Tables of few pictures are sooner computed than a process is started.
+    few = max(series.num_images for series in plan.work.series) <= FEW
+    parts = [calls] if few else [[call] for call in calls]
+    waiting = [task(_called).remote([function for _, function in part]) for part in parts]
+    found: dict[Key, Scores] = defaultdict(dict)
+    with Progress("scores", len(calls), "tables") as progress:
+        for part, answer in zip(parts, waiting, strict=True):
+            for (key, _), values in zip(part, ray.get(answer), strict=True):
+                found[key] |= values
+            progress.update(len(part))
 
-    def of(number: int) -> dict[str, Any]:
+    def drawn_by(number: int) -> dict[str, Any]:
         return {str(size): found[size, "trained", number] for size in plan.resolutions}
 
-    result: dict[str, Any] = {"scores": of(0)}
+    result: dict[str, Any] = {"scores": drawn_by(0)}
     for (size, kind, _), values in found.items():
         if kind in ("untrained", "reference"):
             result["scores"][str(size)] |= {kind: values}
@@ -89,11 +94,15 @@ def scored(plan: Plan) -> dict[str, Any]:
             {
                 "guidance": cell["guidance"],
                 "num_steps": cell["num_steps"],
-                "scores": of(samples.index(cell)),
+                "scores": drawn_by(samples.index(cell)),
             }
             for cell in cells
         ]
     return result
+
+
+def _called(functions: Sequence[Callable[[], Scores]]) -> list[Scores]:
+    return [function() for function in functions]
 
 
 def _comparisons(plan: Plan, series: Series, real: Series, size: int) -> list[Comparison]:

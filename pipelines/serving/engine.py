@@ -4,26 +4,18 @@ Each tick is one pass. Who is waiting takes a free place, the pictures that go n
 network answers all of them at once, and who is done leaves. So a picture starts at the next step after its order and never waits
 for others to end, whatever its number of steps, guidance, text or resolution: layers are computed for the rows that need them.
 
-    who goes            those due first, as many as the pass is to compute, see below
+    who goes            those due first, as many as there is room for in a pass
     who takes a place   whoever waits and is due first
     when one is due     a time after its order that is `STRETCH` times what its steps take
 
 So a small picture does not wait for large ones that came before it, none waits for ever, and among equals who came first is done
 first: taking turns would let all end late, since a pass of two takes a CPU, or a full GPU, nearly twice as long as a pass of one.
 
-How much a pass computes weighs two things. Whoever shares it waits until all of it is computed; but however little that is, a
-pass takes some time, and small passes take it often. Where a pass takes a + b x seconds for x multiply-adds and all who are there
-want y, pictures that go in groups of x, one group after the other, are done after (a + b x) (y / x + 1) / 2 in the mean, which is
-least at x = sqrt(y a / b). Others come meanwhile and share the later passes, so a little more is better: `FULLER` times as much.
-a and b are learnt from the passes. A large GPU, on which one row takes as long as many, has full passes, and so has a CPU before
-which many wait; with few, those due first go ahead.
-
 What a picture looks like depends on none of this, see `layered_model.rows`. The engine knows neither HTTP nor Ray nor asyncio:
 jobs are told of their steps in the engine's thread. Called by `painter`.
 """
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable
@@ -38,12 +30,6 @@ logger = logging.getLogger(__name__)
 
 STRETCH = 5.0
 """How many times as long as its share of full passes a picture may take: large ones make room for smaller ones that long."""
-
-FULLER = 1.4
-"""How many times as much a pass computes as were best if nobody came meanwhile; found by simulation."""
-
-MEMORY = 0.98
-"""Weight of a pass beside the one after it, in what is learnt of their times."""
 
 MAX_RETRY_SECONDS = 60.0
 """Longest time after which who finds the queue full is told to come again."""
@@ -69,42 +55,6 @@ class Job:
     asked: Rows | None = field(default=None, init=False)
     due: float = field(default=0.0, init=False)
     "When it should be done, on the engine's clock; says only who goes first."
-
-
-class PassTime:
-    """What passes take, learnt from them: so long for each, and so long for what it computes. Of late, since machines change.
-
-    Both by least squares, each pass counting `MEMORY` times as much as the one after it.
-    """
-
-    def __init__(self) -> None:
-        self._count = self._cost = self._seconds = self._cost_squared = self._product = 0.0
-
-    def add(self, cost: float, seconds: float) -> None:
-        """Takes note of a pass."""
-        self._count = MEMORY * self._count + 1
-        self._cost = MEMORY * self._cost + cost
-        self._seconds = MEMORY * self._seconds + seconds
-        self._cost_squared = MEMORY * self._cost_squared + cost**2
-        self._product = MEMORY * self._product + cost * seconds
-
-    @property
-    def seconds_per_cost(self) -> float:
-        """Of whole passes; 0 before there was any."""
-        return self._seconds / self._cost if self._cost else 0.0
-
-    def best_cost(self, wanted: float) -> float:
-        """What a pass should compute where so much is wanted; infinite as long as passes were too much alike to tell."""
-        if not self._count:
-            return math.inf
-        mean = self._cost / self._count
-        variance = self._cost_squared / self._count - mean**2
-        covariance = self._product / self._count - mean * self._seconds / self._count
-        if variance < (0.1 * mean) ** 2 or covariance <= 0:
-            return math.inf
-        slope = covariance / variance
-        fixed = max(0.0, self._seconds / self._count - slope * mean)
-        return FULLER * math.sqrt(wanted * fixed / slope)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +96,7 @@ class Engine:
         self._waiting: list[Job] = []
         self._active: list[Job] = []
         self._closed = False
-        self._pass_time = PassTime()
+        self._seconds_per_cost = 0.0
         self._seconds, self._seconds_at_end, self._seconds_per_job = 0.0, 0.0, 1.0
 
     @property
@@ -173,7 +123,7 @@ class Engine:
         with self._changed:
             if not job.urgent:
                 self._require_room()
-            seconds = job.cost * len(job.drawing) * self._pass_time.seconds_per_cost
+            seconds = job.cost * len(job.drawing) * self._seconds_per_cost
             job.due = self.clock() + STRETCH * seconds
             ahead = len(self._waiting)
             self._waiting.append(job)
@@ -214,8 +164,10 @@ class Engine:
         self._pass(jobs)
         seconds = self.clock() - start
         self._seconds += seconds
+        now = seconds / sum(job.cost for job in jobs)
+        before = self._seconds_per_cost or now
         with self._changed:  # who submits reads it
-            self._pass_time.add(sum(job.cost for job in jobs), seconds)
+            self._seconds_per_cost = before + 0.1 * (now - before)
         return True
 
     def _require_room(self) -> None:
@@ -248,12 +200,9 @@ class Engine:
 
     def _choose(self) -> list[Job]:
         """Who goes next, together in one pass; each has said what it asks."""
-        best = self._pass_time.best_cost(sum(job.cost for job in self._active))
         chosen: list[Job] = []
-        rows, cost = 0, 0.0
+        rows = 0
         for job in sorted(self._active, key=_order):
-            if chosen and cost + job.cost / 2 > best:  # nearer to it without this one
-                break
             if not self._asks(job):
                 continue
             assert job.asked is not None
@@ -261,7 +210,6 @@ class Engine:
             if chosen and rows > self._max_rows:
                 break
             chosen.append(job)
-            cost += job.cost
         return chosen
 
     def _asks(self, job: Job) -> bool:

@@ -2,6 +2,7 @@
 
     serve run pipelines.serving.ingress:build run=runs/demo
     serve deploy cluster/serve.yaml
+    LAYERED_RUN=runs/demo serve build pipelines.serving.ingress:app --output-path serve.yaml
 
 One process takes all requests: limits of a client and pictures that wait to be fetched are in its memory. It hands on what takes
 time, so it keeps up with some dozens of GPUs. Called by `pipelines.serve`, and by Ray Serve through `build`.
@@ -25,6 +26,9 @@ from pipelines.serving.clients import load_keys
 from pipelines.serving.replicas import Replica, ReplicaPainter
 
 HEALTH_SECONDS = 10.0
+RUN_VARIABLE = "LAYERED_RUN"
+"""The run of `app`, in the environment of whoever imports it."""
+
 INGRESS_REQUESTS = 1000
 """At once; more wait in Ray's proxy."""
 
@@ -69,6 +73,20 @@ def build(arguments: Arguments) -> serve.Application:
     """
     overrides = [f"run={json.dumps(arguments.run)}", *arguments.overrides]
     return application(load_run_config(arguments.run, overrides))
+
+
+def __getattr__(name: str) -> serve.Application:
+    """`app` for `serve build`, which passes no arguments on: the application of the run that ``LAYERED_RUN`` names.
+
+    Raises:
+        AttributeError: for any other name.
+        UserError: the variable is not set, or as `build`.
+    """
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if RUN_VARIABLE not in os.environ:
+        raise UserError(f"{__name__}:app is of the run that {RUN_VARIABLE} names, and it is not set")
+    return build(Arguments(run=os.environ[RUN_VARIABLE]))
 
 
 def application(config: Config) -> serve.Application:

@@ -19,7 +19,7 @@ from pipelines.config import to_yaml
 from tests.pipelines.conftest import SMALL_MODEL
 from tests.pipelines.nodes import free_ports, node, shell
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.alone]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 HEAD = "ray.head.default"
 HEAD_ID = "f" * 51 + "00000"
@@ -78,7 +78,7 @@ print(json.dumps({"changes": changes, "ended": ended}))
 """Runs a stage; tells when it ended, and when there came to be how many nodes beside the head, until none is left."""
 
 NUM_PICTURES = 1500
-TIMEOUT = 240
+TIMEOUT = 400
 """Seconds after which a driver waits in vain: its cluster has ended."""
 
 
@@ -114,12 +114,15 @@ def launcher(address: str) -> dict[str, object]:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory) -> Iterator[str]:
     """The address of a cluster that grows."""
-    (port,) = free_ports(1)
+    port, agent = free_ports(2)
     address = f"{socket.gethostbyname(socket.gethostname())}:{port}"
     path = tmp_path_factory.mktemp("cluster") / "launcher.yaml"
     path.write_text(yaml.safe_dump(launcher(address)))
-    arguments = ["--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false"]
-    with node([*arguments, f"--autoscaling-config={path}"], shell(**ENVIRONMENT)):
+    arguments = [
+        *("--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false"),
+        *(f"--dashboard-agent-listen-port={agent}", f"--autoscaling-config={path}"),
+    ]
+    with node(arguments, shell(**ENVIRONMENT)):
         yield address
 
 

@@ -5,10 +5,13 @@ import json
 import logging
 
 import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
 
 from pipelines import cli, serve
 from pipelines.config import UserError, load_config, to_yaml
 from pipelines.serving.clients import KEYS_VARIABLE
+from tests.pipelines.nodes import ask, shell
 
 
 @pytest.fixture
@@ -35,6 +38,20 @@ def test_it_says_what_it_would_do(config, served, capsys, monkeypatch):
 def test_a_run_without_a_model_is_refused(config, tmp_path):
     with pytest.raises(UserError, match=r"config\.json is missing.*`layered train` makes it"):
         serve.check(dataclasses.replace(config, run=str(tmp_path)))
+
+
+def test_serve_build_writes_a_file_of_the_run_that_the_environment_names(config, served, tmp_path):
+    (served / "config.yaml").write_text(to_yaml(config))
+    path = tmp_path / "serve.yaml"
+    command = ["serve", "build", "pipelines.serving.ingress:app", "--output-path", str(path)]
+    code, out, err = ask(command, shell(), 120)
+    assert code != 0
+    assert "is of the run that LAYERED_RUN names, and it is not set" in out + err
+    code, out, err = ask(command, shell(LAYERED_RUN=str(served)), 120)
+    assert code == 0, out + err
+    (application,) = ServeDeploySchema(**yaml.safe_load(path.read_text())).applications
+    assert application.import_path == "pipelines.serving.ingress:app"
+    assert {one.name for one in application.deployments} == {"replica", "ingress"}
 
 
 def test_keys_that_are_required_must_be_there(config, monkeypatch):

@@ -20,9 +20,9 @@ from PIL import Image
 from pipelines import storage
 from tests.pipelines.nodes import ROOT, Answer, ask, free_ports, node, shell
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.alone]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-TIMEOUT = 300
+TIMEOUT = 400
 
 SHORT = (
     *("text.num_actors=1", "train.num_images=64", "train.batch_size=16", "train.warmup_images=16"),

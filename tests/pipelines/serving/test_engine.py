@@ -1,16 +1,15 @@
 """The engine on a real small network: who shares passes, who goes first, who is told what."""
 
-import math
 import threading
 
 import pytest
 import torch
 
 from layered_model import LayeredPipeline
-from layered_model.rows import Prompt, predict_together
+from layered_model.rows import Prompt
 from layered_model.sampler import pictures_of
 from pipelines.serving import engine as module
-from pipelines.serving.engine import Engine, Job, PassTime
+from pipelines.serving.engine import Engine, Job
 from pipelines.serving.orders import Busy, TooLate, Unavailable
 
 SETTINGS = {"max_pictures": 4, "max_rows": 4, "max_queued": 8}
@@ -178,16 +177,12 @@ def test_a_pass_holds_as_many_rows_as_it_may(engine, order, passes):
 
 @pytest.fixture
 def tick(clock):
-    """One pass of a machine, which takes a second for each picture."""
+    """One pass of a machine, which takes a second and knows it."""
 
     def run(machine):
-        def later(network, asked):
-            clock.now += sum(len(rows.logsnr) for rows in asked) / 2
-            return predict_together(network, asked)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "predict_together", later)
-            machine.tick()
+        machine._on_pass = lambda rows, seconds: setattr(clock, "now", clock.now + 1)
+        machine.tick()
+        machine._seconds_per_cost = 1.0
 
     return run
 
@@ -203,7 +198,7 @@ def test_of_equal_pictures_who_came_first_is_done_first(engine, order, tick):
 
 def test_a_short_picture_does_not_wait_for_long_ones(engine, order, tick):
     machine = engine(max_rows=2, max_pictures=8)
-    machine._pass_time.add(1.0, 1.0)
+    machine._seconds_per_cost = 1.0
     many = [order(seed, num_steps=20) for seed in range(4)]
     for each in many:
         machine.submit(each.job)
@@ -219,7 +214,7 @@ def test_a_short_picture_does_not_wait_for_long_ones(engine, order, tick):
 
 def test_a_long_picture_does_not_wait_for_ever_for_short_ones(engine, order, tick):
     machine = engine(max_rows=2, max_pictures=4)
-    machine._pass_time.add(1.0, 1.0)
+    machine._seconds_per_cost = 1.0
     long = order(0, num_steps=4)  # due after 20 seconds
     machine.submit(long.job)
     for seed in range(1, 13):  # as many as the device can do
@@ -231,7 +226,7 @@ def test_a_long_picture_does_not_wait_for_ever_for_short_ones(engine, order, tic
 
 def test_a_free_place_goes_to_who_is_due_first(engine, order):
     machine = engine(max_pictures=1)
-    machine._pass_time.add(1.0, 1.0)
+    machine._seconds_per_cost = 1.0
     many = [order(seed, num_steps=6) for seed in range(2)]
     short = order(9, num_steps=2, resolution=8)
     for each in (*many, short):
@@ -245,48 +240,13 @@ def test_a_free_place_goes_to_who_is_due_first(engine, order):
 
 def test_a_step_that_costs_more_makes_a_picture_due_later(engine, order):
     machine = engine(max_rows=2)
-    machine._pass_time.add(1.0, 1.0)
+    machine._seconds_per_cost = 1.0
     dear, cheap = order(0, num_steps=2, cost=3.0), order(1, num_steps=4, resolution=8)
     machine.submit(dear.job)
     machine.submit(cheap.job)
     while not cheap.done:
         machine.tick()
     assert not dear.steps
-
-
-@pytest.mark.parametrize(
-    ("fixed", "slope", "expected"),
-    [(4.0, 2.0, 1.4 * 16), (0.0, 2.0, 0.0), (4.0, 0.0, math.inf), (4.0, -1.0, math.inf)],
-)
-def test_what_a_pass_computes_weighs_its_fixed_time_against_the_waiting(fixed, slope, expected):
-    """`FULLER` times the square root of what is wanted times fixed over slope."""
-    passes = PassTime()
-    assert passes.best_cost(128.0) == math.inf
-    for i in range(600):
-        cost = 1.0 + i % 3
-        passes.add(cost, 10 * (fixed + slope * cost) if i < 50 else fixed + slope * cost)
-    assert passes.best_cost(128.0) == pytest.approx(expected, rel=0.1, abs=0.5)
-
-
-def test_passes_that_are_all_alike_say_nothing_of_their_fixed_time():
-    passes = PassTime()
-    for _ in range(10):
-        passes.add(3.0, 1.0)
-    assert passes.best_cost(12.0) == math.inf
-    assert passes.seconds_per_cost == pytest.approx(1 / 3)
-
-
-@pytest.mark.parametrize(("slope", "rows"), [(0.0, 8), (1.0, 2)])
-def test_passes_are_full_where_that_costs_no_time_and_else_who_is_due_first_goes_ahead(
-    engine, order, passes, slope, rows
-):
-    machine = engine(max_rows=8)
-    for cost in (1.0, 2.0, 3.0, 4.0):
-        machine._pass_time.add(cost, 0.01 + slope * cost)
-    for seed in range(4):
-        machine.submit(order(seed, num_steps=1).job)
-    machine.tick()
-    assert passes == [rows]
 
 
 def test_pictures_of_all_resolutions_share_passes(engine, order, passes):
