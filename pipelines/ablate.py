@@ -14,8 +14,8 @@ from typing import Any
 
 from pipelines import storage
 from pipelines.ablation import cells, experiment, findings, pace, runner, story
-from pipelines.ablation.cells import Grid
 from pipelines.ablation.experiment import SCALES, ScaleName
+from pipelines.ablation.grid import Grid, Options, label
 from pipelines.ablation.speed import Speeds
 from pipelines.errors import StageFailed, UserError
 from pipelines.session import event
@@ -119,12 +119,12 @@ def _listed() -> Iterator[str]:
             yield f"    {scale}: preset {found.scale(scale).preset}; {found.scale(scale).takes}"
 
 
-def _options(settings: Settings, found: experiment.Experiment) -> cells.Options:
+def _options(settings: Settings, found: experiment.Experiment) -> Options:
     scale = settings.scale
     if scale is None:
         presets = {found.scale(name).preset: name for name in reversed(SCALES)}
         scale = presets.get(settings.preset or "", "small")
-    return cells.Options(
+    return Options(
         scale=scale,
         preset=settings.preset,
         seeds=settings.seeds,
@@ -169,7 +169,7 @@ def _dry(grid: Grid, speeds: Speeds) -> Iterator[str]:
         f"step counts as three passes forward"
     )
     for levels in grid.left_out:
-        yield f"left out without --data: {cells.label(levels)}"
+        yield f"left out without --data: {label(levels)}"
     if speeds.guessed:
         yield "pictures of a budget of time are guessed from multiply-adds; the run itself measures"
 

@@ -27,13 +27,22 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipelines import cli, outcome, score_report, scores, storage, trackers
+from pipelines.attempts import Attempts
 from pipelines.config import Config, UserError
 from pipelines.errors import StageFailed
 from pipelines.evaluation import Plan
-from pipelines.extraction import Attempts, Draw, Extract, Row, Worker, load
+from pipelines.extraction import Draw, Extract, Row, Worker, load
 from pipelines.grid import png_bytes
 from pipelines.score_tables import tracked
-from pipelines.session import Needs, Progress, connect, event, may_grow, resources
+from pipelines.session import (
+    Needs,
+    Progress,
+    connect,
+    event,
+    keep_actors,
+    may_grow,
+    resources,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -154,8 +163,7 @@ def _stream(plan: Plan, missing: dict[int, list[int]], gpus: int) -> Iterator[Ro
     context = ray.data.DataContext.get_current()
     # Otherwise what a worker raised is only text in the middle of another error.
     context.raise_original_map_exception = True
-    # An actor that has nothing to do for a moment is kept: the next would load its network anew.
-    context.autoscaling_config.actor_pool_util_downscaling_threshold = 0.0
+    keep_actors()
     work, options = plan.work, plan.work.options
     attempts = ray.remote(num_cpus=0)(Attempts).remote()
 

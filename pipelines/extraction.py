@@ -12,7 +12,6 @@ write. So it does not matter who makes them, how many work, or that one is made 
 """
 
 import functools
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -166,28 +165,12 @@ class Work:
         ]
 
 
-class Attempts:
-    """An actor that counts how often a unit was begun.
-
-    Ray Data starts a lost actor again and hands it the same unit, for ever. That is right where nodes come and go, and wrong for
-    a unit that ends every process it is given to, as too large a batch may.
-    """
-
-    def __init__(self) -> None:
-        self.counts: Counter[tuple[str, int, int]] = Counter()
-
-    def begin(self, what: str, series: int, shard: int) -> int:
-        """Counts, and returns how often it was now."""
-        self.counts[what, series, shard] += 1
-        return self.counts[what, series, shard]
-
-
 class Worker:
     """What actors have in common.
 
     Args:
         work: what all are told.
-        attempts: handle of the `Attempts` actor; None to count nothing.
+        attempts: handle of the actor `attempts.Attempts`; None to count nothing.
     """
 
     what: str

@@ -89,7 +89,9 @@ def _principal(
         values, vectors = np.square(singular) / (statistics.count - 1), turned.T
     else:
         values, vectors = scipy.linalg.eigh(statistics.covariance(), check_finite=False)
-    kept = values > 10 * dim * np.finfo(np.float64).eps * values.max()  # below is what rounding makes
+    kept = (
+        values > 10 * dim * np.finfo(np.float64).eps * values.max()
+    )  # below is what rounding makes
     return values[kept], vectors[:, kept]
 
 

@@ -31,7 +31,15 @@ from pipelines import schema, storage, units
 from pipelines.annotations import ENTRIES, Listing
 from pipelines.config import Config, UserError, fingerprint
 from pipelines.schema import Counts, DataFile, Manifest, Settings, Split, TextSize
-from pipelines.session import Needs, Progress, connect, event, may_grow, resources
+from pipelines.session import (
+    Needs,
+    Progress,
+    connect,
+    event,
+    keep_actors,
+    may_grow,
+    resources,
+)
 from pipelines.sources import Row, Source, open_source
 
 logger = logging.getLogger(__name__)
@@ -283,10 +291,15 @@ def _make(config: Config, plan: Plan, missing: list[Row], kept: Finished) -> Fin
             "settings": plan.settings,
         }
         if num_actors:
+            keep_actors()
+            # All from the beginning; but one is enough to go on, where a node is lost and decoding needs its share of the rest.
+            pool = ray.data.ActorPoolStrategy(
+                min_size=1, max_size=num_actors, initial_size=num_actors
+            )
             rows = rows.map(
                 units.EncodeAndWrite,
                 fn_constructor_kwargs={**target, "device": "cuda" if num_gpus else "cpu"},
-                compute=ray.data.ActorPoolStrategy(size=num_actors),
+                compute=pool,
                 num_cpus=num_cpus,
                 num_gpus=num_gpus,
             )

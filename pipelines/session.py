@@ -143,6 +143,17 @@ def _refresh_imported_ray() -> None:
         context.enable_progress_bars = os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] == "0"
 
 
+def keep_actors() -> None:
+    """Has Ray Data keep actors that have nothing to do for a moment, for the next would load its network anew.
+
+    Those for which there is no room beside other work, since a node was lost, it still gives up.
+    """
+    from ray.data import DataContext
+
+    # Of use, from 0 on; the default is 0.5, and at 0 those are ended that wait.
+    DataContext.get_current().autoscaling_config.actor_pool_util_downscaling_threshold = -1.0
+
+
 @contextlib.contextmanager
 def _joined() -> Iterator[Any]:
     import ray

@@ -22,7 +22,7 @@ from torch import Tensor
 from layered_model.images import to_float
 from layered_model.resample import Kernel, downscale, upscale
 from pipelines import storage
-from pipelines.ablation.cells import Cell, Grid
+from pipelines.ablation.grid import Cell, Grid
 
 
 def shares(grid: Grid) -> Iterator[tuple[str, int, str, float]]:

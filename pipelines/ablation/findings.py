@@ -16,7 +16,7 @@ from layered_model.sampler import sampling_times
 from layered_model.steppers import make_stepper
 from pipelines import costs, run_state, storage
 from pipelines.ablation import control, pace, paired
-from pipelines.ablation.cells import Cell, Grid, label
+from pipelines.ablation.grid import Cell, Grid, label
 from pipelines.ablation.paired import Judged, Spread
 from pipelines.config import Config
 from pipelines.run_state import Run

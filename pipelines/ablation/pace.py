@@ -13,7 +13,7 @@ import torch
 
 from layered_model import LayeredPipeline
 from pipelines import costs, storage
-from pipelines.ablation.cells import Cell, Grid
+from pipelines.ablation.grid import Cell, Grid
 from pipelines.dataset import PreparedDataset
 from pipelines.drawing import choose_captions, draw
 from pipelines.schema import RunDir

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pipelines import jobs, stage_jobs, storage
-from pipelines.ablation.cells import Grid, Training
+from pipelines.ablation.grid import Grid, Training
 from pipelines.config import Config
 from pipelines.session import Needs, Progress, connect, event, in_job, resources, warning
 

@@ -10,8 +10,8 @@ from numpy import ndarray
 from PIL import Image
 
 from layered_model.diffusion import LayeredDiffusion
-from pipelines.ablation.cells import Cell, Grid
 from pipelines.ablation.control import kept_pictures
+from pipelines.ablation.grid import Cell, Grid
 from pipelines.dataset import PreparedDataset
 from pipelines.drawing import choose_captions, real_pictures, texts_of
 from pipelines.grid import side_by_side

@@ -12,10 +12,10 @@ import numpy as np
 
 from pipelines import charts, storage
 from pipelines.ablation import dots, sheets
-from pipelines.ablation.cells import label
 from pipelines.ablation.dots import Dots
 from pipelines.ablation.experiment import METRICS
 from pipelines.ablation.findings import Findings, Key
+from pipelines.ablation.grid import label
 from pipelines.ablation.paired import LEVEL, Judged, Spread
 from pipelines.charts import Chart, Line
 from pipelines.grid import png_bytes

@@ -85,7 +85,9 @@ def __getattr__(name: str) -> serve.Application:
     if name != "app":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if RUN_VARIABLE not in os.environ:
-        raise UserError(f"{__name__}:app is of the run that {RUN_VARIABLE} names, and it is not set")
+        raise UserError(
+            f"{__name__}:app is of the run that {RUN_VARIABLE} names, and it is not set"
+        )
     return build(Arguments(run=os.environ[RUN_VARIABLE]))
 
 

@@ -16,6 +16,7 @@ import torch
 
 from layered_model import LayeredPipeline
 from pipelines import evaluate, evaluation, extraction, prepare
+from pipelines.attempts import Attempts
 from pipelines.config import Config, UserError, to_yaml
 from pipelines.dataset import PreparedDataset
 from pipelines.drawing import batches_of, choose_captions
@@ -207,7 +208,7 @@ def _few(config: Config, tmp_path: Path) -> str:
 def test_a_unit_that_ends_every_process_stops_the_job(config, local_ray) -> None:
     import ray
 
-    attempts = ray.remote(num_cpus=0)(extraction.Attempts).remote()
+    attempts = ray.remote(num_cpus=0)(Attempts).remote()
     worker = extraction.Extract(evaluation.Plan.of(config).work, attempts)
     for _ in range(extraction.MAX_ATTEMPTS):
         worker.begin({"series": 0, "shard": 1})

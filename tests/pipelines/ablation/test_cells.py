@@ -8,7 +8,7 @@ import pytest
 
 from pipelines import recipe
 from pipelines.ablation import cells, experiment
-from pipelines.ablation.cells import Options
+from pipelines.ablation.grid import Options, label
 from pipelines.config import UserError
 
 
@@ -179,7 +179,7 @@ def test_without_data_what_needs_it_is_left_out(text):
     found = changed(text, "box: {diffusion.noise: box}", 'box: {data.train_images: "{data}/train"}')
     grid = grid_of(found, seeds=(0,))
     assert [cell.label for cell in grid.cells] == ["sinc, many", "sinc, few"]
-    assert [cells.label(levels) for levels in grid.left_out] == ["box, many", "box, few"]
+    assert [label(levels) for levels in grid.left_out] == ["box, many", "box, few"]
     grid = grid_of(found, seeds=(0,), data='/my "own" pictures')
     box = grid.cells[2].training
     assert box.config.data.train_images == '/my "own" pictures/train'

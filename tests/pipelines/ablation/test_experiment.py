@@ -6,6 +6,7 @@ import pytest
 
 from pipelines.ablation import cells, experiment
 from pipelines.ablation.experiment import SCALES
+from pipelines.ablation.grid import Options
 from pipelines.config import UserError
 
 
@@ -133,7 +134,7 @@ def test_a_value_that_the_configuration_refuses_is_told_with_its_cell(text):
     with pytest.raises(
         UserError, match=r"diffusion.noise.*pink.*\(cell noise pink|\(cell noise box"
     ):
-        cells.make_grid("x", found, cells.Options(scale="small"), lambda one, other: 1.0)
+        cells.make_grid("x", found, Options(scale="small"), lambda one, other: 1.0)
 
 
 def test_what_is_no_experiment_is_told(tmp_path):
@@ -151,7 +152,7 @@ def test_what_is_no_experiment_is_told(tmp_path):
 def test_every_cell_of_every_experiment_has_a_configuration(name, scale):
     """The files that come along, at both scales."""
     _, found = experiment.load(name)
-    options = cells.Options(scale=scale, data="/some/folder")
+    options = Options(scale=scale, data="/some/folder")
     grid = cells.make_grid(name, found, options, lambda one, other: 1.5)
     assert len(grid.cells) == len(found.combinations()) * len(found.scale(scale).seeds)
     assert not grid.left_out

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.ablation import cells, runner
-from pipelines.ablation.cells import Options
+from pipelines.ablation.grid import Options
 from pipelines.ablation.runner import Process, Task
 from pipelines.config import load_config
 

@@ -9,7 +9,7 @@ import torch
 
 from pipelines import recipe
 from pipelines.ablation import cells, pace, speed
-from pipelines.ablation.cells import Options
+from pipelines.ablation.grid import Options
 from pipelines.ablation.speed import Speeds
 from pipelines.config import UserError, load_config
 

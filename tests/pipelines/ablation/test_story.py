@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from pipelines.ablation import cells, control, experiment, findings, story
-from pipelines.ablation.cells import Options
+from pipelines.ablation.grid import Options
 from pipelines.grid import png_bytes
 
 SEEDS = (0, 1, 2)

@@ -1,5 +1,6 @@
 """Serving on a real Ray Serve: replicas killed, replaced and given another model while clients wait."""
 
+import asyncio
 import base64
 import concurrent.futures
 import dataclasses
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 from pathlib import Path
 
 import httpx
@@ -199,6 +201,65 @@ def test_who_goes_frees_the_place_on_the_replica(deploy, url):
             return
         assert time.monotonic() < deadline, active
         time.sleep(0.2)
+
+
+async def _bad_clients(address, body, seconds):
+    """Clients as the internet has them, for some seconds; returns how the slow ones were answered."""
+    head = f"POST {GENERATIONS} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+
+    async def send(content):
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(content)
+        await writer.drain()
+        return reader, writer
+
+    async def half_open():
+        _, writer = await send(head.encode()[:40])
+        await asyncio.sleep(seconds)
+        writer.close()
+
+    async def slow():
+        reader, writer = await send(head.encode())
+        for byte in body:
+            writer.write(bytes([byte]))
+            await writer.drain()
+            await asyncio.sleep(seconds / len(body) / 2)
+        answer = await asyncio.wait_for(reader.readline(), 60)
+        writer.close()
+        return answer
+
+    async def deaf():
+        _, writer = await send(head.encode() + body)
+        await asyncio.sleep(seconds)
+        writer.close()
+
+    async def vanishing():
+        _, writer = await send(head.encode() + body)
+        await asyncio.sleep(0.2)
+        writer.transport.abort()
+
+    kinds = ((half_open, 40), (deaf, 6), (vanishing, 12))
+    others = [asyncio.create_task(one()) for one, count in kinds for _ in range(count)]
+    answers = await asyncio.gather(*(slow() for _ in range(8)))
+    await asyncio.gather(*others)
+    return answers
+
+
+def test_slow_deaf_and_vanishing_clients_hold_up_nobody(deploy, url):
+    deploy()
+    address = urllib.parse.urlsplit(url)
+    body = json.dumps(order(1, num_steps=5, stream=True, partial_images=2)).encode()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        bad = _bad_clients((address.hostname, address.port), body, 8.0)
+        done = pool.submit(asyncio.run, bad)
+        statuses = []
+        while not done.done():
+            statuses.append(post(url, len(statuses), num_steps=5)[0])
+        slow = done.result()
+    assert len(statuses) > 3
+    assert set(statuses) == {200}
+    assert set(slow) == {b"HTTP/1.1 200 OK\r\n"}
+    assert httpx.get(f"{url}/readyz").status_code == 200
 
 
 def test_a_killed_replica_loses_no_picture_that_was_accepted(
