@@ -61,8 +61,8 @@ GRACE_SECONDS = 5.0
 """Past an order's deadline, in which its replica should have said that it is too late."""
 
 SWITCH_SECONDS = 0.0005
-"""After which a thread gives way to another. By Python's own 5 ms the engine, which comes back from the network a thousand times a
-second, would wait that long each time that a request is looked at."""
+"""After which a thread gives way to another. By Python's own 5 ms the engine, which comes back from the network's operations a
+thousand times a second, would wait that long whenever a request is looked at."""
 
 PAUSE_SECONDS = 0.5
 """Before an order that was lost is placed again."""
