@@ -1,6 +1,6 @@
 """The application on Ray Serve: one process that speaks HTTP, and replicas that paint.
 
-    serve run pipelines.serving.ingress:build run=runs/demo
+    serve run pipelines.serving.ingress:build run=runs/demo overrides="serve.max_rows=8 serve.max_replicas=2"
     serve deploy cluster/serve.yaml
     LAYERED_RUN=runs/demo serve build pipelines.serving.ingress:app --output-path serve.yaml
 
@@ -10,8 +10,9 @@ time, so it keeps up with some dozens of GPUs. Called by `pipelines.serve`, and 
 
 import json
 import os
+import shlex
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
@@ -61,8 +62,14 @@ class Arguments(BaseModel):
 
     run: str = Field(description="Directory of the run; local or s3://.")
     overrides: list[str] = Field(
-        default_factory=list, description="Settings to override, such as serve.max_replicas=4."
+        default_factory=list,
+        description="Settings to override, such as serve.max_replicas=4; on a command line separated by spaces.",
     )
+
+    @field_validator("overrides", mode="before")
+    @classmethod
+    def _listed(cls, overrides: object) -> object:
+        return shlex.split(overrides) if isinstance(overrides, str) else overrides
 
 
 def build(arguments: Arguments) -> serve.Application:

@@ -11,6 +11,7 @@ from ray.serve.schema import ServeDeploySchema
 from pipelines import cli, serve
 from pipelines.config import UserError, load_config, to_yaml
 from pipelines.serving.clients import KEYS_VARIABLE
+from pipelines.serving.ingress import Arguments
 from tests.pipelines.nodes import ask, shell
 
 
@@ -52,6 +53,15 @@ def test_serve_build_writes_a_file_of_the_run_that_the_environment_names(config,
     (application,) = ServeDeploySchema(**yaml.safe_load(path.read_text())).applications
     assert application.import_path == "pipelines.serving.ingress:app"
     assert {one.name for one in application.deployments} == {"replica", "ingress"}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    ["serve.max_rows=8 'sample.sampler=ddim'", ["serve.max_rows=8", "sample.sampler=ddim"]],
+)
+def test_overrides_come_as_a_list_or_as_words_of_a_command_line(overrides):
+    arguments = Arguments(run="runs/demo", overrides=overrides)
+    assert arguments.overrides == ["serve.max_rows=8", "sample.sampler=ddim"]
 
 
 def test_keys_that_are_required_must_be_there(config, monkeypatch):
