@@ -43,7 +43,7 @@ def needs(config: Config) -> Needs:
         workers=settings.min_replicas,
         cpus_per_worker=settings.cpus_per_replica,
         gpus_per_worker=1.0 if settings.use_gpu else 0.0,
-        cpus_for_tasks=1.0,
+        cpus_for_tasks=0.0,
         paths=(config.run,),
     )
 

@@ -138,7 +138,8 @@ def in_front(replicas: serve.Application, settings: ServeConfig) -> serve.Applic
         name="ingress",
         num_replicas=1,
         max_ongoing_requests=INGRESS_REQUESTS,
-        ray_actor_options={"num_cpus": 1},
+        # As Serve's own controller and proxies: it must not wait for room that replicas have taken.
+        ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=settings.drain_seconds,
         graceful_shutdown_wait_loop_s=1.0,
     )
