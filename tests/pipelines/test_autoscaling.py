@@ -19,7 +19,7 @@ from pipelines.config import to_yaml
 from tests.pipelines.conftest import SMALL_MODEL
 from tests.pipelines.nodes import free_ports, node, shell
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.alone]
 
 HEAD = "ray.head.default"
 HEAD_ID = "f" * 51 + "00000"

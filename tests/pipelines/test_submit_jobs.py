@@ -20,7 +20,7 @@ from PIL import Image
 from pipelines import storage
 from tests.pipelines.nodes import ROOT, Answer, ask, free_ports, node, shell
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.alone]
 
 TIMEOUT = 400
 

@@ -257,10 +257,8 @@ def _wait_for(condition, alive) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(
-    ("num_kills", "num_images"),
-    [pytest.param(1, 384, marks=pytest.mark.slow), pytest.param(5, 960, marks=pytest.mark.soak)],
-)
+@pytest.mark.soak
+@pytest.mark.parametrize(("num_kills", "num_images"), [(1, 384), (5, 960)])
 def test_killed_workers_change_nothing(
     config, local_ray, tmp_path, descendants, kill, num_kills, num_images
 ) -> None:

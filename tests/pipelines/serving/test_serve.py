@@ -346,7 +346,7 @@ def test_the_command_serves_until_it_is_interrupted(run_directory):
                     break
             except httpx.TransportError:
                 pass
-            assert process.poll() is None
+            assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.5)
         assert post(f"http://127.0.0.1:{port}", 1)[0] == 200
