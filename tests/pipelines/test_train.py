@@ -206,13 +206,18 @@ def trained(configure, without_ray, save_model, tmp_path):
 
 
 @pytest.mark.ray
-def test_a_model_grows_from_a_trained_one(configure, trained, local_ray, tmp_path) -> None:
+def test_a_model_grows_from_a_trained_one(
+    configure, trained, local_ray, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(
+        tmp_path
+    )  # workers stand where Ray was started: relative paths are of who runs the stage
     config = configure(
         *GROWN,
         *TINY,
         "train.num_workers=1",
         "model.upper_norm=pixel",
-        f"train.grow_from={trained}",
+        "train.grow_from=lower/model",
         "train.crop_resolution=32",
         "train.checkpoint_upper_layers=true",
     )
@@ -224,8 +229,9 @@ def test_a_model_grows_from_a_trained_one(configure, trained, local_ray, tmp_pat
     with torch.no_grad():
         for one, other in zip(lower(x[:2], *rest), start(x, *rest), strict=False):
             assert torch.equal(one, other)
-    pipe = LayeredPipeline.from_pretrained(train.run(_with(config, str(tmp_path / "run"), 32)))
+    pipe = LayeredPipeline.from_pretrained(train.run(_with(config, "run", 32)))
     assert pipe.resolutions == (16, 32, 64)
+    assert {"metrics.jsonl", "checkpoints"} <= {path.name for path in (tmp_path / "run").iterdir()}
     moved = pipe.network.state_dict()
     for name, weight in lower.state_dict().items():
         assert not torch.equal(weight, moved[name]) or not weight.any(), name
