@@ -89,9 +89,8 @@ def _principal(
         values, vectors = np.square(singular) / (statistics.count - 1), turned.T
     else:
         values, vectors = scipy.linalg.eigh(statistics.covariance(), check_finite=False)
-    kept = (
-        values > 10 * dim * np.finfo(np.float64).eps * values.max()
-    )  # below is what rounding makes
+    # Below: what rounding makes of directions in which the pictures do not differ.
+    kept = values > 10 * dim * np.finfo(np.float64).eps * values.max()
     return values[kept], vectors[:, kept]
 
 

@@ -209,9 +209,8 @@ def trained(configure, without_ray, save_model, tmp_path):
 def test_a_model_grows_from_a_trained_one(
     configure, trained, local_ray, tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.chdir(
-        tmp_path
-    )  # workers stand where Ray was started: relative paths are of who runs the stage
+    # Workers stand where Ray was started; relative paths are of who runs the stage.
+    monkeypatch.chdir(tmp_path)
     config = configure(
         *GROWN,
         *TINY,
