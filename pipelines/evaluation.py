@@ -13,7 +13,7 @@ import torch
 
 from layered_model import LayeredPipeline
 from layered_model.diffusion import LayeredDiffusion
-from pipelines import scores, storage
+from pipelines import paths, scores, storage
 from pipelines.config import Config, UserError, fingerprint
 from pipelines.dataset import PreparedDataset
 from pipelines.drawing import choose_captions
@@ -73,7 +73,7 @@ class Plan:
                 captions=tuple(captions),
                 dataset=dataset.path,
                 model=str(pipeline.path),
-                options=options,
+                options=paths.placed(config).evaluate,
                 device=_device(config),
             ),
             settings=_settings(config, series[0], specs, dataset, pipeline),

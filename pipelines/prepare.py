@@ -27,7 +27,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from layered_model.text import describe
-from pipelines import schema, storage, units
+from pipelines import paths, schema, storage, units
 from pipelines.annotations import ENTRIES, Listing
 from pipelines.config import Config, UserError, fingerprint
 from pipelines.schema import Counts, DataFile, Manifest, Settings, Split, TextSize
@@ -269,11 +269,11 @@ def _make(config: Config, plan: Plan, missing: list[Row], kept: Finished) -> Fin
     data = config.data
     named = (data.train_images, data.val_images, data.train_annotations, data.val_annotations)
     # COCO's captions are read here only; Parquet files by the workers.
-    paths = [path for path in named if path is not None and not path.endswith(".json")]
+    read = [path for path in named if path is not None and not path.endswith(".json")]
     made: Finished = {}
     # Without GPUs, encoders make do with the CPUs that there are.
     wanted = needs(config) if config.text.use_gpu else Needs(stage="prepare")
-    wanted = replace(wanted, paths=(config.dataset, *paths))
+    wanted = replace(wanted, paths=(config.dataset, *read))
     done = _images(kept)
     with connect(config, wanted), Progress("prepare", plan.num_images, "images", done) as progress:
         import ray.data
@@ -288,7 +288,7 @@ def _make(config: Config, plan: Plan, missing: list[Row], kept: Finished) -> Fin
         target: dict[str, Any] = {
             "dataset": plan.dataset,
             "fingerprint": plan.fingerprint,
-            "settings": plan.settings,
+            "settings": replace(plan.settings, encoder=paths.located(plan.settings.encoder)),
         }
         if num_actors:
             keep_actors()

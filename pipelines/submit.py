@@ -26,9 +26,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipelines import cli, jobs
+from pipelines import cli, jobs, paths
 from pipelines.commands import CHAINABLE, FOLDER_OPTIONS, SUBMITTABLE, stage_parser
-from pipelines.config import Config
 from pipelines.errors import UserError
 from pipelines.session import event, joining_auth_mode
 
@@ -45,11 +44,6 @@ _SECRET = re.compile(
     r"SECRET|PASSWORD|PASSWD|PASSPHRASE|(^|_)(API|ACCESS|PRIVATE)?(KEY|TOKENS?|CREDENTIALS?|PASS|PAT)$"
 )
 """Names of variables whose values nobody should see, which everybody does who opens the dashboard."""
-
-_DATA_PATHS = ("train_annotations", "train_images", "val_annotations", "val_images")
-_EVALUATE_PATHS = ("references",)
-_PERHAPS_NAMES = ("extractor_weights", "clip_weights")
-"""Of ``evaluate``: a path, or a name on a model hub."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -224,12 +218,11 @@ def describe(options: Options) -> Job:
     source = source_directory()
     arguments = _with_config_inside(options.rest, source)
     facts: dict[str, str] = {}
-    paths: dict[str, str] = {}
+    relative: dict[str, str] = {}
     for name in names:
         about, named = _checked(name, options.rest)
         facts |= about
-        paths |= {key: path for key, path in named.items() if path is not None}
-    relative = {key: path for key, path in paths.items() if _is_relative(path)}
+        relative |= {key: path for key, path in named.items() if path and _is_relative(path)}
     if relative:
         event(logger, "note", home="of Ray's user on the head, where these are", **relative)
     commands = [["python", "-m", f"pipelines.{name}", *arguments] for name in names]
@@ -266,10 +259,10 @@ def _checked(name: str, arguments: Sequence[str]) -> tuple[dict[str, str], Paths
         event(logger, "note", run=options.run, configuration="is on the cluster, and checked there")
         return {"run": options.run}, {"run": options.run}
     config = cli.load(name, options)
-    paths = _paths(name, config)
+    named: Paths = {**paths.used(name, config)}
     if name == "sample":
-        paths["--output"] = options.output
-    return {"preset": config.preset, "run": config.run, "dataset": config.dataset}, paths
+        named["--output"] = options.output
+    return {"preset": config.preset, "run": config.run, "dataset": config.dataset}, named
 
 
 def _is_out_of_sight(run: str) -> bool:
@@ -280,29 +273,11 @@ def _is_out_of_sight(run: str) -> bool:
 def _checked_folders(folders: Mapping[str, Any]) -> tuple[dict[str, str], Paths]:
     """Of an evaluation of two folders."""
     given = {"output": "metrics.json", **folders}
-    paths = {
+    named = {
         f"--{key.replace('_', '-')}": given.get(key)
         for key in ("generated", "reference", "output", "features", "save_statistics")
     }
-    return {key: str(given.get(key)) for key in ("generated", "reference")}, paths
-
-
-def _paths(name: str, config: Config) -> Paths:
-    """What a stage reads and writes, by the key that names it."""
-    paths: Paths = {"dataset": config.dataset}
-    if name in ("prepare", "demo"):
-        paths |= {f"data.{key}": getattr(config.data, key) for key in _DATA_PATHS}
-    if name != "prepare":
-        paths["run"] = config.run
-    if name == "train":
-        paths["train.grow_from"] = config.train.grow_from
-    if name in ("evaluate", "demo"):
-        paths |= {f"evaluate.{key}": getattr(config.evaluate, key) for key in _EVALUATE_PATHS}
-    perhaps = {f"evaluate.{key}": getattr(config.evaluate, key) for key in _PERHAPS_NAMES}
-    perhaps["text.encoder"] = config.text.encoder
-    return paths | {
-        key: value for key, value in perhaps.items() if value is not None and os.path.exists(value)
-    }
+    return {key: str(given.get(key)) for key in ("generated", "reference")}, named
 
 
 def _is_relative(path: str) -> bool:

@@ -11,11 +11,10 @@ import logging
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 
 from layered_model import checkpoint
 from layered_model.growth import check_growth
-from pipelines import running_score, storage, trackers
+from pipelines import paths, running_score, storage, trackers
 from pipelines.checkpoints import newest
 from pipelines.config import Config, differences, from_yaml, to_yaml
 from pipelines.dataset import PreparedDataset
@@ -193,16 +192,10 @@ def _fit(config: Config, layout: RunDir) -> None:
     from pipelines.trainer import run_worker
 
     train = config.train
-    # Of a submitted job, workers stand in the copy of the source, this process where files stay (`cli`).
-    grow_from = train.grow_from and storage.absolute(train.grow_from)
-    placed = replace(config, run=layout.path, train=replace(train, grow_from=grow_from))
     fewest = train.num_workers if train.min_workers is None else train.min_workers
     trainer = TorchTrainer(
         run_worker,
-        train_loop_config={
-            "config": to_yaml(placed),
-            "dataset": storage.absolute(config.dataset),
-        },
+        train_loop_config={"config": to_yaml(paths.placed(config))},
         scaling_config=ScalingConfig(
             num_workers=train.num_workers
             if fewest == train.num_workers

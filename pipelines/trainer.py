@@ -58,7 +58,7 @@ def run_worker(arguments: dict[str, Any]) -> str | None:
     setup_logging()
     config = from_yaml(arguments["config"])
     try:
-        with closing(Worker(config, PreparedDataset.open(arguments["dataset"]))) as worker:
+        with closing(Worker(config, PreparedDataset.open(config.dataset))) as worker:
             worker.train()
     except Stopped as stopped:
         return str(stopped)

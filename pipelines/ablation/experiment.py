@@ -47,6 +47,13 @@ METRICS = {
 }
 """What can be asked for, and what it is."""
 
+WAYS: dict[Direction, str] = {
+    "lower": "lower is better",
+    "higher": "higher is better",
+    "none": "shown, not judged",
+}
+"""What a metric's direction says to readers."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scale:

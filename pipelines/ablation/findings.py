@@ -96,6 +96,10 @@ class Findings:
         found = {size for _, size in self.values if size}
         return sorted(found, key=int)
 
+    def name(self, metric: str) -> str:
+        """What the scores, or people, call a metric."""
+        return self.names.get(metric, metric.replace("_", " "))
+
     def spread(self, key: Key, cell: str) -> Spread | None:
         """Mean and deviation over the seeds; None where there is no number."""
         found = list(self.values.get(key, {}).get(cell, {}).values())

@@ -8,24 +8,18 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from pipelines import charts, storage
-from pipelines.ablation import dots, sheets
-from pipelines.ablation.dots import Dots
-from pipelines.ablation.experiment import METRICS
+from pipelines.ablation import dots, figures, sheets
+from pipelines.ablation.experiment import METRICS, WAYS
 from pipelines.ablation.findings import Findings, Key
 from pipelines.ablation.grid import label
 from pipelines.ablation.paired import LEVEL, Judged, Spread
-from pipelines.charts import Chart, Line
 from pipelines.grid import png_bytes
 from pipelines.markup import cell as text_of
 from pipelines.pages import Code, Drawing, Part, Section, Sheet, Text, Titled, markdown_of, page_of
 from pipelines.score_tables import Table, size_label
-from pipelines.style import ordered_colors
 
 _ABSENT = "-"
-_WAYS = {"lower": "lower is better", "higher": "higher is better", "none": "shown, not judged"}
 
 
 def write(found: Findings, folder: str, command: str, failed: Mapping[str, str]) -> list[str]:
@@ -58,10 +52,10 @@ def write(found: Findings, folder: str, command: str, failed: Mapping[str, str])
 def _files(found: Findings) -> Iterator[tuple[str, bytes]]:
     """Drawings and pictures that lie beside the Markdown file."""
     name = found.grid.name
-    drawn = _judged_charts(found)
+    drawn = figures.judged(found)
     if drawn:
         yield f"{name}.svg", dots.dots_file(drawn)
-    if curves := _curves(found):
+    if curves := figures.curves(found):
         yield f"{name}-curves.svg", charts.draw_file(curves)
     for ending, sheet in sheets.of_grid(found.grid):
         yield f"{name}-{ending}.png", png_bytes(sheet)
@@ -122,15 +116,15 @@ def _conclusions(found: Findings) -> Iterator[Part]:
         )
         return
     yield Text(
-        f"What follows is derived by a rule from {_name(found, primary)} ({METRICS[primary]}; "
-        f"{_WAYS[direction]}): of each cell the difference to the baseline with the same seed, the "
+        f"What follows is derived by a rule from {found.name(primary)} ({METRICS[primary]}; "
+        f"{WAYS[direction]}): of each cell the difference to the baseline with the same seed, the "
         f"{LEVEL:.0%} t interval of its mean, and 'better' or 'worse' where the p value is at most "
         f"{1 - LEVEL:.2g} after Holm's correction for all cells at that resolution. 'No difference "
         "seen' is not 'no difference': the interval says how large it may be."
     )
     for key in reversed(keys):
         for cell, judged in found.judged[key].items():
-            yield Text(sentence(cell, key[1], _name(found, primary), judged), "verdict")
+            yield Text(sentence(cell, key[1], found.name(primary), judged), "verdict")
     if others := _disagreeing(found, primary):
         yield Text("Other metrics that judge otherwise: " + "; ".join(others) + ".")
 
@@ -164,31 +158,32 @@ def _disagreeing(found: Findings, primary: str) -> list[str]:
         for cell, judged in cells.items():
             if cell in first and (first[cell].verdict, judged.verdict) in opposite:
                 told.append(
-                    f"{_name(found, metric)} at {size_label(size)} calls {cell} {judged.verdict}"
+                    f"{found.name(metric)} at {size_label(size)} calls {cell} {judged.verdict}"
                 )
     return told
 
 
 def _numbers(found: Findings) -> Iterator[Part]:
     experiment = found.grid.experiment
-    drawn = _judged_charts(found)
+    drawn = figures.judged(found)
     if drawn:
-        figures = [dots.draw_dots(each) for each in drawn]
+        dotted = [dots.draw_dots(each) for each in drawn]
         yield Text("A dot is a seed, the bar their mean, the broken line the baseline's mean.")
-        yield Drawing(figures, f"{found.grid.name}.svg", ", ".join(each.title for each in drawn))
-    if curves := _curves(found):
-        figures = [charts.draw_lines(chart) for chart in curves]
+        yield Drawing(dotted, f"{found.grid.name}.svg", ", ".join(each.title for each in drawn))
+    if curves := figures.curves(found):
+        lines = [charts.draw_lines(chart) for chart in curves]
         yield Text(
             "A point is a cell's mean over the seeds; bars go from the least to the greatest seed."
         )
         told = ", ".join(chart.title for chart in curves)
-        yield Drawing(figures, f"{found.grid.name}-curves.svg", told)
-    for metric, direction in experiment.metrics.items():
+        yield Drawing(lines, f"{found.grid.name}-curves.svg", told)
+    for metric in experiment.metrics:
         keys = [key for key in found.values if key[0] == metric]
         if not keys:
             continue
         yield Text(
-            f"{_name(found, metric)}, {METRICS[metric]}: {_WAYS[direction]}. Mean ± standard deviation over seeds."
+            f"{found.name(metric)}, {METRICS[metric]}: {WAYS[experiment.direction(metric)]}. "
+            "Mean ± standard deviation over seeds."
         )
         yield Titled(_means(found, keys))
     for metric, direction in experiment.metrics.items():
@@ -196,12 +191,12 @@ def _numbers(found: Findings) -> Iterator[Part]:
         if keys and direction != "none":
             yield Titled(
                 _differences(found, keys),
-                f"{_name(found, metric)}: differences to the baseline",
+                f"{found.name(metric)}: differences to the baseline",
             )
     for metric in experiment.metrics:
         keys = [key for key in found.values if key[0] == metric]
         if keys:
-            yield Titled(_each(found, keys), f"{_name(found, metric)}: every seed")
+            yield Titled(_each(found, keys), f"{found.name(metric)}: every seed")
 
 
 def _means(found: Findings, keys: Sequence[Key]) -> Table:
@@ -244,88 +239,6 @@ def _each(found: Findings, keys: Sequence[Key]) -> Table:
                     (cell, str(seed), *(_ABSENT if n is None else f"{n:.6g}" for n in numbers))
                 )
     return Table(("cell", "seed", *(_size(size) for _, size in keys)), rows)
-
-
-def _judged_charts(found: Findings) -> list[Dots]:
-    """Of the first metric, a chart for each baseline and resolution, the highest first."""
-    experiment = found.grid.experiment
-    primary = next(iter(experiment.metrics))
-    name, unit = _name(found, primary), _WAYS[experiment.direction(primary)]
-    made = []
-    for baseline, members in found.groups.items():
-        for key in reversed([key for key in found.values if key[0] == primary]):
-            cells = {
-                cell: list(found.values[key].get(cell, {}).values())
-                for cell in members
-                if found.values[key].get(cell)
-            }
-            title = f"{name} at {size_label(key[1])}" if key[1] else name
-            if cells:
-                made.append(Dots(title=title, unit=unit, cells=cells, baseline=baseline))
-    return made
-
-
-def _curves(found: Findings) -> list[Chart]:
-    """The first metric against another number of the cells, where the experiment asks for that."""
-    experiment = found.grid.experiment
-    if not experiment.curve:
-        return []
-    across, factor = experiment.curve["across"], experiment.curve["factor"]
-    primary = next(iter(experiment.metrics))
-    levels = {label(each): each[factor] for each in found.grid.combinations}
-    names = list(dict.fromkeys(levels.values()))
-    colors = ordered_colors(len(names))
-    made = []
-    for key in reversed([key for key in found.values if key[0] == primary]):
-        lines = []
-        for number, name in enumerate(names):
-            points = sorted(
-                (place, list(found.values[key][cell].values()))
-                for cell, level in levels.items()
-                if level == name and cell in found.values[key]
-                if (place := _across(found, across, cell)) is not None
-            )
-            if points:
-                xs, ys = zip(*points, strict=True)
-                lines.append(
-                    Line(
-                        name=name,
-                        x=np.array(xs),
-                        y=np.array([np.mean(y) for y in ys]),
-                        low=np.array([min(y) for y in ys]),
-                        high=np.array([max(y) for y in ys]),
-                        points=("",) * len(xs),
-                        color=colors[number],
-                        dashed=number % 2 == 1,
-                    )
-                )
-        if lines:
-            unit = _WAYS[experiment.direction(primary)]
-            title = f"{_name(found, primary)} at {size_label(key[1])}"
-            made.append(
-                Chart(
-                    title=title,
-                    unit=unit,
-                    lines=tuple(lines),
-                    x_title=_ACROSS[across],
-                    x_from_zero=True,
-                )
-            )
-    return made
-
-
-_ACROSS = {
-    "draw_seconds": "seconds of drawing a picture",
-    "drawing_macs": "billion multiply-adds of drawing a picture",
-}
-"""What can lie across a chart of curves."""
-
-
-def _across(found: Findings, what: str, cell: str) -> float | None:
-    if what == "drawing_macs":
-        return found.costs[cell].drawing_macs / 1e9
-    spread = found.spread((what, ""), cell)
-    return None if spread is None else spread.mean
 
 
 def _pictures(found: Findings, files: Mapping[str, bytes]) -> Iterator[Part]:
@@ -404,10 +317,6 @@ def _plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_plain, value))}]"
     return str(value)
-
-
-def _name(found: Findings, metric: str) -> str:
-    return found.names.get(metric, metric.replace("_", " "))
 
 
 def _size(size: str) -> str:

