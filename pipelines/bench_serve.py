@@ -42,7 +42,8 @@ NUM_PREVIEWS = 3
 NUM_STREAMS = 4
 """Of each resolution and round, on the idle server."""
 OPEN_LOADS = 3
-"""How many times as long waiting times are measured: a queue takes its time to form, and few requests have no median."""
+"""How many times as long waiting times are measured, and compared of batch sizes: a queue takes its time to form, and few
+requests have no median."""
 TURN_SECONDS = 3.0
 PAUSE_SECONDS = 1.0
 """Between two that are measured."""
@@ -225,7 +226,7 @@ async def _tune(settings: Settings, kinds: Sequence[Kind], rate: float, peer: Cl
     medians = {}
     for size in PEER_BATCH_SIZES:
         await _resize(size)
-        asks = _arriving(kinds, rate, settings.seconds, seed=1000)
+        asks = _arriving(kinds, rate, OPEN_LOADS * settings.seconds, seed=1000)
         answers = await peer.open(asks)
         require_answers(answers)
         medians[size] = statistics.median(answer.seconds for answer in answers)

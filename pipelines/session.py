@@ -12,6 +12,7 @@ and that the stage's paths mean the same directory wherever they are used. `Prog
 """
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -174,19 +175,38 @@ def _started(config: RayConfig, dashboard: bool) -> Iterator[Any]:
     import ray
 
     with _temporary_directory() as folder:
-        # address="local": otherwise Ray may join whatever was left running on this machine.
-        context = ray.init(
-            address="local",
-            num_cpus=config.num_cpus,
-            object_store_memory=config.object_store_bytes,
-            include_dashboard=dashboard,
-            _temp_dir=folder,
-        )
+        with _any_agent_port():
+            # address="local": otherwise Ray may join whatever was left running on this machine.
+            context = ray.init(
+                address="local",
+                num_cpus=config.num_cpus,
+                object_store_memory=config.object_store_bytes,
+                include_dashboard=dashboard,
+                _temp_dir=folder,
+            )
+        # As `ray start` does: without it a job is told the address of any Ray that is found on the machine.
+        Path(folder, "ray_current_cluster").write_text(context.address_info["gcs_address"])
         event(logger, "ray", started="local", cpus=ray.cluster_resources().get("CPU", 0))
         try:
             yield context
         finally:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _any_agent_port() -> Iterator[None]:
+    """Has the agent, through which jobs run, take a free port.
+
+    `ray.init` has no argument for it and takes the default of ``ray start``, which another Ray on this machine may hold.
+    """
+    from ray._private import parameter
+
+    original = parameter.RayParams
+    parameter.RayParams = functools.partial(original, dashboard_agent_listen_port=0)
+    try:
+        yield
+    finally:
+        parameter.RayParams = original
 
 
 @contextlib.contextmanager
