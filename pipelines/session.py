@@ -55,8 +55,8 @@ ENVIRONMENT = {
 NODE_GROUP = "ray.io/node-group"
 """Label of nodes that were started as one of a group, by the cluster launcher or KubeRay."""
 
-MAX_TEMPORARY_CHARACTERS = 30
-"""Ray's sockets lie about 70 characters below its temporary directory, and Linux allows a socket's path 107."""
+MAX_TEMPORARY_CHARACTERS = 25
+"""The dashboard's sockets lie up to 82 characters below this directory, and Linux allows a socket's path 107."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

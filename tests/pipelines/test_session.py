@@ -2,8 +2,12 @@
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -107,8 +111,68 @@ def test_connect_finds_a_running_ray_and_leaves_it_running(local_ray) -> None:
         pass
 
 
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """Not pytest's: Ray's sockets allow a short path only."""
+    folder = Path(tempfile.mkdtemp(prefix="t-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def start(tmp_path, temporary):
+    """Starts a script in a shell of its own, which knows nothing of the tests' Ray."""
+    ignored = ("RAY_", "OMP_")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(ignored)}
+    environment |= {"HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment["TMPDIR"] = str(temporary)
+
+    def start(script: str, *arguments: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, "-c", script, *arguments],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
 @pytest.mark.ray
-def test_connect_starts_a_private_ray_and_ends_it_when_terminated(tmp_path) -> None:
+def test_a_job_of_a_private_ray_joins_that_one_whatever_else_runs(start, tmp_path) -> None:
+    script = """
+import pathlib, sys, time
+from pipelines import jobs
+from pipelines.config import load_config
+from pipelines.session import Needs, connect
+mine, other = map(pathlib.Path, sys.argv[1:])
+with connect(load_config("demo", ["ray.num_cpus=1"]), Needs(stage="demo"), dashboard=True) as context:
+    mine.touch()
+    while not other.exists():
+        time.sleep(0.1)
+    client = jobs.connect(f"http://{context.dashboard_url}")
+    job = jobs.submit(client, "bash -c 'echo joins $RAY_ADDRESS'", metadata={})
+    log = "".join(jobs.follow(client, job))
+    assert f"joins {context.address_info['gcs_address']}\\n" in log, (context.address_info, log)
+    mine.unlink()
+    while other.exists():
+        time.sleep(0.1)
+"""
+    names = [str(tmp_path / name) for name in ("one", "other")]
+    processes = [start(script, *names), start(script, *reversed(names))]
+    try:
+        for process in processes:
+            _, err = process.communicate(timeout=120)
+            assert process.returncode == 0, err
+    finally:
+        for process in processes:
+            process.terminate()  # one waits for the other
+            process.communicate()
+
+
+@pytest.mark.ray
+def test_connect_starts_a_private_ray_and_ends_it_when_terminated(start, temporary) -> None:
     script = """
 import os, pathlib, signal, sys, time
 import ray, ray.data
@@ -127,19 +191,12 @@ except SystemExit as left:
     assert left.code == 143, left.code
 assert not ray.is_initialized()
 assert not pathlib.Path("~/.ray").expanduser().exists()
-assert not [name for name in os.listdir(os.environ["TMPDIR"]) if name.startswith("ray-")]
 """
-    ignored = ("RAY_", "OMP_")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(ignored)}
-    environment |= {"HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
-    with_short_temporary = tmp_path.parent / "t"
-    with_short_temporary.mkdir(exist_ok=True)
-    environment["TMPDIR"] = str(with_short_temporary)
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "SIGTERM" not in done.stderr
+    process = start(script)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "SIGTERM" not in err
+    assert not list(temporary.iterdir())
 
 
 def test_an_event_is_one_line_of_keys_and_values(caplog) -> None:
