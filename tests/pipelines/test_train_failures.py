@@ -305,7 +305,7 @@ import sys
 from pipelines import session, train
 from pipelines.config import from_yaml
 
-# Without the dashboard, whose agent's port a machine has once.
+# Without the dashboard, which takes its time to start.
 train.connect = lambda config, needs, dashboard: session.connect(config, needs)
 train.run(from_yaml(open(sys.argv[1]).read()))
 """
