@@ -46,7 +46,9 @@ def _sheet(cells: Sequence[Cell], size: int) -> Image.Image:
     columns = {"real": _real(cells, size, dataset, [caption.row for caption in chosen])}
     for cell in cells:
         if size in cell.training.config.model.layers:
-            columns[" / ".join(cell.levels.values())] = list(kept_pictures(cell, size)[: len(chosen)].numpy())
+            columns[" / ".join(cell.levels.values())] = list(
+                kept_pictures(cell, size)[: len(chosen)].numpy()
+            )
     return side_by_side(texts_of(dataset, options.split, chosen), columns)
 
 
