@@ -49,14 +49,12 @@ def used(stage: str, config: Config) -> dict[str, str]:
 def placed(config: Config) -> Config:
     """The same with paths that mean the same in other directories.
 
-    All but ``text.encoder``, which is compared with the name that a dataset has of its encoder.
-
-    Raises:
-        UserError: a path's package is not installed.
+    All but ``text.encoder``, which is compared with the name that a dataset has of its encoder. ``package:`` stays: it means what
+    each process has installed, and a stage needs none of what it does not read.
     """
     for key in (PATHS | PATHS_OR_NAMES).keys() - {"text.encoder"}:
         path = _get(config, key)
-        if path is not None:
+        if path is not None and not path.startswith("package:"):
             config = _with(config, key, storage.absolute(path) if key in PATHS else located(path))
     return config
 
