@@ -141,7 +141,12 @@ def _export(options: argparse.Namespace) -> int:
     from pipelines.session import setup_logging
 
     setup_logging()
-    importlib.import_module("pipelines.export").run(options.run, options.output, options.num_images)
+    importlib.import_module("pipelines.export").run(
+        options.run,
+        options.output,
+        options.num_images,
+        with_text_encoder=options.with_text_encoder,
+    )
     return 0
 
 

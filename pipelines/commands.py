@@ -167,6 +167,11 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num-images", type=int, metavar="N", help="pictures seen by the checkpoint (the newest)"
     )
+    parser.add_argument(
+        "--with-text-encoder",
+        action="store_true",
+        help="put the text encoder beside the network, so that nothing else is needed for drawing",
+    )
 
 
 def _add_report_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,9 +6,12 @@ Training writes ``RUN/model`` at its end. Before that, and for checkpoints that 
 
 import logging
 import sys
+import tempfile
+from pathlib import Path
 
 from layered_model import checkpoint
-from layered_model.checkpoint import ModelConfig
+from layered_model.checkpoint import TEXT_ENCODER, ModelConfig
+from layered_model.text import EncoderInfo
 from pipelines import storage
 from pipelines.checkpoints import Store
 from pipelines.errors import UserError
@@ -18,19 +21,26 @@ from pipelines.session import event
 logger = logging.getLogger(__name__)
 
 
-def run(run: str, output: str | None = None, num_images: int | None = None) -> str:
+def run(
+    run: str,
+    output: str | None = None,
+    num_images: int | None = None,
+    *,
+    with_text_encoder: bool = False,
+) -> str:
     """Writes a model.
 
     Args:
         run: directory of the run.
         output: the model's directory; by default ``RUN/model``.
         num_images: pictures seen by the checkpoint that is taken; by default the newest that is sound.
+        with_text_encoder: puts the text encoder beside the network, so that the directory is all that drawing needs.
 
     Returns:
         The model's directory.
 
     Raises:
-        UserError: there is no such checkpoint, or it is damaged.
+        UserError: there is no such checkpoint, or it is damaged; the text encoder is not to be had, or not that of training.
     """
     layout = RunDir(storage.absolute(run))
     store = Store(layout.checkpoints)
@@ -51,10 +61,28 @@ def run(run: str, output: str | None = None, num_images: int | None = None) -> s
         )
     config = ModelConfig.from_dict(state["model"])
     path = layout.model if output is None else storage.absolute(output)
-    for name, content in checkpoint.encode(config, state["averages"][0]["weights"]).items():
-        storage.write_atomically(storage.join(path, name), content)
+    weights = state["averages"][0]["weights"]
+    with tempfile.TemporaryDirectory(prefix="export-") as directory:
+        encoder = None
+        if with_text_encoder:
+            encoder = Path(directory, TEXT_ENCODER)
+            _copy_text_encoder(config.text, encoder, storage.join(path, TEXT_ENCODER))
+        for name, content in checkpoint.encode(config, weights, encoder).items():
+            storage.write_atomically(storage.join(path, name), content)
     event(logger, "wrote", model=path, images=config.num_images_trained)
     return path
+
+
+def _copy_text_encoder(info: EncoderInfo, local: Path, path: str) -> None:
+    """Writes the encoder to a directory here, and its files in place of what is at the path."""
+    try:
+        checkpoint.load_text_encoder(info).save_pretrained(local)
+    except ValueError as error:
+        raise UserError(f"--with-text-encoder: {error}") from error
+    storage.remove_directory(path)
+    for file in sorted(file for file in local.rglob("*") if file.is_file()):
+        name = file.relative_to(local).as_posix()
+        storage.write_atomically(storage.join(path, name), file.read_bytes())
 
 
 if __name__ == "__main__":

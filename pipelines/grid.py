@@ -202,6 +202,7 @@ def wrap(text: str, width: int, max_lines: int) -> list[str]:
             fits = 1
             while font.getlength(word[: fits + 1]) <= width:
                 fits += 1
+            fits = word.rfind("-", 0, fits) + 1 or fits
             lines[-1:] = [word[:fits], ""]
             words.insert(0, word[fits:])
     return lines

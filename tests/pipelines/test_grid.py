@@ -48,6 +48,10 @@ def test_wrapped_captions_stay_inside_their_column(text: str) -> None:
     assert kept == whole or (kept.endswith("...") and whole.startswith(kept[:-3]))
 
 
+def test_a_word_that_is_too_wide_breaks_at_its_hyphen() -> None:
+    assert wrap("at equal multiply-adds", 90, max_lines=4) == ["at equal", "multiply-", "adds"]
+
+
 def test_a_sheet_needs_one_picture_a_caption() -> None:
     with pytest.raises(ValueError, match=r"a sheet of 2 captions got these pictures: \{16: 1\}"):
         contact_sheet(["a", "b"], {16: [_flat(16, (0, 0, 0))]})
