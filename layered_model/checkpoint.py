@@ -21,7 +21,7 @@ from torch import Tensor
 from layered_model.diffusion import DiffusionConfig
 from layered_model.shape import UNetConfig
 from layered_model.steppers import SamplerKind
-from layered_model.text import EncoderInfo, TextEncoder, content_hash
+from layered_model.text import EncoderInfo, TextEncoder, commit_of, content_hash
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -164,7 +164,9 @@ def load_text_encoder(
             )
         encoder.info = info
         return encoder
-    encoder = TextEncoder.from_pretrained(info.name, max_tokens=info.max_tokens, device=device)
+    encoder = TextEncoder.from_pretrained(
+        info.name, revision=commit_of(info.weights), max_tokens=info.max_tokens, device=device
+    )
     if encoder.info.weights != info.weights:
         raise ValueError(
             f"text encoder {info.name} has weights {encoder.info.weights}, "

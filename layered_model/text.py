@@ -104,12 +104,11 @@ class TextEncoder:
         source = _source(name)
         try:
             with quiet():
-                family = transformers.AutoConfig.from_pretrained(
-                    source, revision=revision
-                ).model_type
+                found = {"revision": commit_of(info.weights)}  # a branch may have moved since
+                family = transformers.AutoConfig.from_pretrained(source, **found).model_type
                 loader: Any = getattr(transformers, _ENCODERS.get(family, "AutoModel"))
-                model = loader.from_pretrained(source, revision=revision, dtype=dtype)
-                tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision)
+                model = loader.from_pretrained(source, **found, dtype=dtype)
+                tokenizer = transformers.AutoTokenizer.from_pretrained(source, **found)
         except OSError as error:
             raise ValueError(_unavailable(name, error)) from error
         return cls(model, tokenizer, info, device)
@@ -230,11 +229,11 @@ def describe(name: str, *, revision: str | None = None, max_tokens: int) -> Enco
         from transformers import AutoConfig
 
         try:
-            loaded = AutoConfig.from_pretrained(source, revision=revision)
+            commit = _commit(source, revision)
+            config = AutoConfig.from_pretrained(source, revision=commit).to_dict()
         except (OSError, ValueError) as error:
             raise ValueError(_unavailable(name, error)) from error
-        config = loaded.to_dict()
-        weights = f"{name}@{getattr(loaded, '_commit_hash', None) or revision or 'main'}"
+        weights = f"{name}@{commit}"
     text = {**config, **(config.get("text_config") or {})}  # CLIP has one of each tower
     width = text.get("d_model") or text["hidden_size"]
     longest = None if "d_model" in text else text.get("max_position_embeddings")
@@ -243,6 +242,21 @@ def describe(name: str, *, revision: str | None = None, max_tokens: int) -> Enco
             f"text encoder {name!r}: reads at most {longest} tokens, not max_tokens={max_tokens}"
         )
     return EncoderInfo(name=name, weights=weights, width=width, max_tokens=max_tokens)
+
+
+def commit_of(weights: str) -> str | None:
+    """The commit on the hub that `EncoderInfo.weights` names; None for a directory's."""
+    return None if weights.startswith("sha256:") else weights.rpartition("@")[2]
+
+
+def _commit(name: str, revision: str | None) -> str:
+    """The commit that a branch, a tag or nothing means on the hub, or in its cache where the hub cannot be asked."""
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    commit = extract_commit_hash(cached_file(name, "config.json", revision=revision), None)
+    if commit is None:
+        raise ValueError("the hub does not say which commit this is")
+    return str(commit)
 
 
 def content_hash(directory: Path) -> str:

@@ -165,15 +165,14 @@ class EncodeAndWrite:
     def __init__(self, dataset: str, fingerprint: str, settings: Settings, device: str) -> None:
         import torch
 
-        from layered_model.text import TextEncoder
+        from layered_model.text import TextEncoder, commit_of
 
         # Sums depend on the number of threads; several encoders use more cores better than one with many threads.
         torch.set_num_threads(1)
-        on_hub = not settings.encoder_weights.startswith("sha256:")
         self.batch_size = settings.encoder_batch_size
         self.encoder = TextEncoder.from_pretrained(
             settings.encoder,
-            revision=settings.encoder_weights.rpartition("@")[2] if on_hub else None,
+            revision=commit_of(settings.encoder_weights),
             max_tokens=settings.max_tokens,
             device=device,
             dtype=getattr(torch, settings.encoder_precision),

