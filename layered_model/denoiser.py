@@ -2,11 +2,12 @@
 
     guidance       x^_l = uncond_l + w_l (cond_l - uncond_l)        for each layer l, inside an interval of logsnr
     fused heads    x^   = x^_l + w U(x^_l-1 - D x^_l)               from the bottom up, see `LayeredDiffusion.fuse`
-    thresholding   x^   = clip(x^, -q, q) / q, q >= 1               on the fused top alone
+    thresholding   x^   = clip(x^, -q, q) / q, q >= 1               on the top alone, fused if it can be
     finishing      x^   = x^ + U(x0_low - D x^)                     the low band of a picture that is given
 
 Guidance is linear and commutes with D; clipping is not and does not, so that it acts on the fused top, and lower pictures are
-derived from what it leaves. Called by `sampler` and `pipeline`.
+derived from what it leaves. Where every layer has a state of its own, nothing is fused, and each is clipped at its bound.
+Called by `sampler` and `pipeline`.
 """
 
 import math
@@ -24,7 +25,7 @@ from layered_model.steppers import LayerPicture, Picture
 from layered_model.unet import Network
 
 LOW_BOUND = 1.5
-"""Where the state of an early exit is clamped: a sinc-downscaled photograph overshoots 1 by up to about half."""
+"""Where a state below the model's top is clamped: a sinc-downscaled photograph overshoots 1 by up to about half."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,9 +102,10 @@ class Denoiser:
     layer_prompts: tuple[Prompt | None, ...] | None = None
     "For each layer, low to high, a prompt of its own, or None for the trunk's; the lowest takes none."
     threshold: float | None = None
-    "Quantile of dynamic thresholding, in (0, 1]; None clamps."
+    "Quantile of dynamic thresholding of the model's top, in (0, 1]; None clamps it to [-1, 1]."
     fuse_weight: float = 1.0
-    "How far lower layers decide their band of the picture, in [0, 1]; 0 is the top layer alone."
+    "How far lower layers decide their band of the picture, in [0, 1]; 0 is the top layer alone, as it always is where every layer "
+    "has a state of its own."
     low: Picture | None = None
     "A clean picture of a lower resolution, whose band every estimate takes over."
 
@@ -131,8 +133,8 @@ class Denoiser:
     def answer(self, outputs: LayerRows, asked: Rows, levels: Levels) -> list[LayerPicture]:
         """Estimates of the clean picture, one per state, from the network's outputs for what it was asked.
 
-        A single state is the top's of the layers that run; its estimate is fused from all of them, and clamped to [-1, 1] at the
-        model's top. Pictures of lower layers are clamped to `LOW_BOUND` or not at all: a sinc-downscaled picture overshoots.
+        A single state is the top's of the layers that run; its estimate is fused from all of them. The model's top is clamped to
+        [-1, 1], a state below it to `LOW_BOUND`: a sinc-downscaled picture overshoots.
         """
         diffusion, count = self.diffusion, len(levels.logsnr)
         kind = diffusion.config.prediction
@@ -146,10 +148,9 @@ class Denoiser:
                 some, mixed = mixed, cond.clone()
                 mixed[guided] = some
             x0.append(to_x0(kind, mixed, x_t[:count], *levels.layers[layer]))
-        if not diffusion.one_state:
-            return x0
-        top = self._imposed(diffusion.fuse(x0, self.fuse_weight))
-        return [self._imposed(self._bounded(top))]
+        if diffusion.one_state:
+            x0 = [self._imposed(diffusion.fuse(x0, self.fuse_weight))]
+        return [self._imposed(self._bounded(estimate)) for estimate in x0]
 
     def __call__(self, states: list[LayerPicture], t: Float[Tensor, " b"]) -> list[LayerPicture]:
         """`ask`, the network, and `answer`, at each state's own time."""
@@ -160,14 +161,12 @@ class Denoiser:
     def _beside_negative(self, prompt: Prompt, rows: slice | Tensor) -> Prompt:
         return join_prompts([prompt, self.negative.take(rows)])
 
-    def _bounded(self, top: Picture) -> Picture:
-        if top.shape[-1] < self.diffusion.resolutions[-1]:
-            return top.clamp(-LOW_BOUND, LOW_BOUND)
-        return (
-            top.clamp(-1, 1) if self.threshold is None else dynamic_threshold(top, self.threshold)
-        )
+    def _bounded(self, x0: LayerPicture) -> LayerPicture:
+        if x0.shape[-1] < self.diffusion.resolutions[-1]:
+            return x0.clamp(-LOW_BOUND, LOW_BOUND)
+        return x0.clamp(-1, 1) if self.threshold is None else dynamic_threshold(x0, self.threshold)
 
-    def _imposed(self, top: Picture) -> Picture:
+    def _imposed(self, top: LayerPicture) -> LayerPicture:
         """The estimate with the low picture in place of its own low band."""
         if self.low is None:
             return top

@@ -25,11 +25,15 @@ from layered_model.parametrization import Prediction
 from layered_model.resample import Kernel, downscale, upscale
 from layered_model.schedules import (
     alpha_sigma,
+    clipped_outside,
     cosine_logsnr,
     layer_shift,
     relative_slope,
     time_of,
 )
+
+LEAST_LOGSNR = -30.0
+"""Of the plain cosine, which reaches it at t = 1 - 2e-7."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +41,7 @@ class DiffusionConfig:
     """The process that a model is trained for; stored in its checkpoint."""
 
     noise: NoiseKind
-    "How the layers' noise is related: 'sinc' (one field, sinc-downscaled), 'box' or 'independent'."
+    "How the layers' noise is related: one field downscaled by 'sinc', 'periodic' or 'box', or 'independent'."
     reference_resolution: int
     "Resolution whose schedule is the plain cosine; larger layers are noisier at equal t, lower ones less noisy."
     detail_resolution: int | None = None
@@ -84,6 +88,12 @@ class DiffusionConfig:
         if not -math.inf < self.logsnr_min < self.logsnr_max < math.inf:
             raise ValueError(
                 f"logsnr_min={self.logsnr_min} must be below {self.logsnr_max}, both finite"
+            )
+        bend = layer_shift(self.reference_resolution, detail or self.reference_resolution)
+        if self.logsnr_min - bend < LEAST_LOGSNR:
+            raise ValueError(
+                f"logsnr_min={self.logsnr_min} must be at least {LEAST_LOGSNR + bend:g}: below that float32 does not tell "
+                "its times from 1"
             )
         if self.layer_weights and (min(self.layer_weights) < 0 or max(self.layer_weights) == 0):
             raise ValueError(f"layer_weights={self.layer_weights} must be >= 0 and not all 0")
@@ -157,6 +167,7 @@ class LayeredDiffusion:
         self.bend = layer_shift(
             config.reference_resolution, config.detail_resolution or config.reference_resolution
         )
+        self.inside = clipped_outside(config.logsnr_min, config.logsnr_max, self.bend)
         self.shifts = tuple(
             layer_shift(resolution, config.reference_resolution) + extra
             for resolution, extra in zip(
@@ -295,7 +306,7 @@ class LayeredDiffusion:
                 for output, goal in zip(outputs, targets, strict=True)
             ]
         )
-        slope = relative_slope(t, self.config.logsnr_min, self.config.logsnr_max, self.bend)
+        slope = relative_slope(t, self.inside, self.bend)
         weights = torch.stack(
             [
                 output_weight(self.config.weighting, kind, logsnr + shift, slope, resolution)

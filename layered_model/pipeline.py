@@ -211,7 +211,7 @@ class LayeredPipeline:
             sampler: See `layered_model.steppers`.
             eta: Fresh noise per step for 'ddim', from 0 to 1.
             threshold: Quantile of dynamic thresholding, e.g. 0.995, against the glare of strong guidance; None clamps.
-            fuse_weight: 1 lets each layer decide its own band; 0 believes the top alone.
+            fuse_weight: 1 lets each layer decide its own band; 0 believes the top alone, as models without shared noise do.
             resolution: Stop at this resolution, and save the time of those above.
             hand_over: Logsnr of the reference below which the lowest layer runs alone, e.g. -4, which saves time.
             image: Where to start from, of a resolution of the model and at least as large as what is drawn; one, or one a prompt.

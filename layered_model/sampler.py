@@ -8,6 +8,7 @@ layers never part. The last step goes to zero noise, where every solver gives x^
     start from a picture      x_t = alpha_t x0 + sigma_t eps, at the first of the last `strength` of the steps
     resolution hand-over      below a logsnr the lowest layer runs alone, with the state z_lo; then the rest of the noise joins:
                               z_hi = (alpha_hi / alpha_lo) U z_lo + sigma_hi e_perp,    e_perp = eps - U D eps
+                              and, from a picture, + alpha_hi (x0 - U D x0)
 
 While the top's high band is far below its noise, z_hi is what the whole network would have come to, up to the signal of that
 band; e_perp and z_lo are independent, because U D is an orthogonal projection. Called by `pipeline`.
@@ -121,11 +122,10 @@ class Trajectory:
 
         noise = self._draw()
         self._high_noise: Picture | None = None
+        self._high_start: Picture | None = None
         if self._num_low_steps:
-            low = downscale(noise[self._top], diffusion.resolutions[0], diffusion.kernel)
-            self._high_noise = noise[self._top] - upscale(
-                low, diffusion.resolutions[self._top], diffusion.kernel
-            )
+            self._high_noise = self._high_band(noise[self._top])
+            self._high_start = None if start is None else self._high_band(start)
         self._layers = self._state_layers()
         self.states = [noise[layer] for layer in self._layers]
         if start is not None:
@@ -218,14 +218,23 @@ class Trajectory:
             lambda r: white_noise(self._generators, self._channels, r).to(self._device)
         )
 
+    def _high_band(self, picture: Picture) -> Picture:
+        """What the lowest layer does not see of it."""
+        low = downscale(picture, self.diffusion.resolutions[0], self.diffusion.kernel)
+        return picture - upscale(low, picture.shape[-1], self.diffusion.kernel)
+
     def _lift(self) -> None:
         """Hands the lowest layer's state over to the whole network."""
         assert self._high_noise is not None
         low, high = self.levels.layers[0], self.levels.layers[self._top]
         resolution = self.diffusion.resolutions[self._top]
         band = upscale(self.states[0], resolution, self.diffusion.kernel)
-        self.states = [high.alpha / low.alpha * band + high.sigma * self._high_noise]
-        self._high_noise, self._layers = None, self._state_layers()
+        state = high.alpha / low.alpha * band + high.sigma * self._high_noise
+        if self._high_start is not None:
+            state = state + high.alpha * self._high_start
+        self.states = [state]
+        self._high_noise = self._high_start = None
+        self._layers = self._state_layers()
         self._steppers = self._fresh_steppers()
 
 

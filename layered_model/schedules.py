@@ -59,13 +59,20 @@ def time_of(logsnr: Float[Tensor, "*b"], bend: float = 0.0) -> Float[Tensor, "*b
     return (0.5 * (early + late)).to(logsnr.dtype)
 
 
+def clipped_outside(logsnr_min: float, logsnr_max: float, bend: float = 0.0) -> tuple[float, float]:
+    """The times between which ``logsnr_ref`` is not clipped."""
+    ends = torch.tensor([logsnr_max, logsnr_min], dtype=torch.float64)
+    early, late = time_of(ends, bend).tolist()
+    return early, late
+
+
 def relative_slope(
-    t: Float[Tensor, "*b"], logsnr_min: float, logsnr_max: float, bend: float = 0.0
+    t: Float[Tensor, "*b"], inside: tuple[float, float], bend: float = 0.0
 ) -> Float[Tensor, "*b"]:
-    """``-dlogsnr_ref / dt`` over 2 pi, the plain cosine's in its middle; it stops growing where the cosine is clipped."""
+    """``-dlogsnr_ref / dt`` over 2 pi, the plain cosine's in its middle; constant outside of `clipped_outside`."""
     _check_times(t)
-    inside = t.clamp(*_clips(logsnr_min - bend, logsnr_max))
-    return 1.0 / torch.sin(math.pi * inside) + bend / (2.0 * math.pi)
+    inner = t.clamp(*inside)
+    return 1.0 / torch.sin(math.pi * inner) + bend / (2.0 * math.pi)
 
 
 def layer_shift(resolution: int, reference_resolution: int) -> float:

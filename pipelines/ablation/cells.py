@@ -20,7 +20,10 @@ from pipelines.config import Config, UserError, fingerprint, load_config
 from pipelines.dataset import PreparedDataset
 from pipelines.schema import RunDir
 
-_PREPARED = ("text.batch_size", "text.num_actors", "text.precision", "data.rows_per_file")
+VERSIONS = {"datasets": 1, "trained": 1, "cells": 2}
+"""Of what equal settings come to; raised with a change of the code that makes other numbers of them."""
+
+_PREPARED = ("text.batch_size", "text.num_actors", "data.rows_per_file")
 _RUNNING = (
     *(
         f"train.{name}"
@@ -116,6 +119,11 @@ class _Maker:
             *options.overrides,
         ]
         self.base = self._load({}, "")
+        if self.base.train.grow_from is not None:
+            raise UserError(
+                f"train.grow_from={self.base.train.grow_from!r}: an experiment's models begin with fresh weights, or grow from "
+                "what a level names as first"
+            )
 
     def cell(self, levels: Mapping[str, str]) -> Cell:
         """A cell with its trainings."""
@@ -172,11 +180,16 @@ class _Maker:
             return round(float(level["images"]) * self.base.train.num_images)
         if "budget" not in level:
             return config.train.num_images
-        other = self.found.baseline_of(levels)
+        others = self.found.compared_with(levels)
+        if not others:
+            raise UserError(
+                f"baselines: {label(levels)} has a budget, and is compared with no cell"
+            )
+        other = others[0]
         merged = self._merged(other, "training")
         if "budget" in merged:
             raise UserError(
-                f"baseline: the level of {label(other)} has a budget, which is a share of the baseline's"
+                f"baselines: the level of {label(other)} has a budget, which is a share of the baseline's"
             )
         baseline = self._training(merged, other, "baseline")
         macs = level["budget"] == "macs"
@@ -196,7 +209,8 @@ class _Maker:
         return Dataset(config=dataclasses.replace(prepared, dataset=path), identity=_last(path))
 
     def _path(self, kind: str, *decides: Any, seed: bool = True) -> str:
-        name = [self.preset, *([str(self.seed)] if seed else []), fingerprint(*decides)[:12]]
+        identity = fingerprint(VERSIONS[kind], *decides)[:12]
+        name = [self.preset, *([str(self.seed)] if seed else []), identity]
         return storage.join(storage.absolute(self.options.store), kind, "-".join(name))
 
     def _load(self, keys: Mapping[str, Any], told: str) -> Config:

@@ -106,8 +106,9 @@ class Experiment:
     factors: dict[str, Factor]
     cells: list[dict[str, str]] = field(default_factory=list)
     "Each a level of every factor; empty for all combinations."
-    baseline: dict[str, str]
-    "Levels that the others are compared with; a cell is compared with the one that has these, and its own of all other factors."
+    baselines: list[dict[str, str]]
+    "Levels that others are compared with: for each entry, a cell with the one that has these, and its own of all other factors, "
+    "where there is one."
     metrics: dict[str, str]
     "Names -> 'lower', 'higher' (is better) or 'none' (shown, not judged); the first is what conclusions are drawn from."
     curve: dict[str, str] = field(default_factory=dict)
@@ -125,9 +126,14 @@ class Experiment:
         each = ([(name, level) for level in factor.levels] for name, factor in self.factors.items())
         return [dict(pairs) for pairs in itertools.product(*each)]
 
-    def baseline_of(self, cell: Mapping[str, str]) -> dict[str, str]:
-        """The cell that one is compared with."""
-        return {**cell, **self.baseline}
+    def compared_with(self, cell: Mapping[str, str]) -> list[dict[str, str]]:
+        """The cells that one is compared with, in the order of `baselines`."""
+        there, found = self.combinations(), []
+        for baseline in self.baselines:
+            other = {**cell, **baseline}
+            if other != cell and other in there and other not in found:
+                found.append(other)
+        return found
 
     def level(self, factor: str, level: str, scale: ScaleName) -> dict[str, Any]:
         """A level's keys and values at a scale."""
@@ -210,17 +216,17 @@ def _check(found: Experiment) -> None:
         _check_cell(f"cells.{number}", cell, found.factors)
         if cell in found.cells[:number]:
             raise ValueError(f"cells.{number}: {cell} is there already")
-    named = {name: factor for name, factor in found.factors.items() if name in found.baseline}
-    if not found.baseline or set(found.baseline) != set(named):
-        raise ValueError(
-            f"baseline={found.baseline} must name levels of {', '.join(found.factors)}"
-        )
-    _check_cell("baseline", {name: found.baseline[name] for name in named}, named)
+    if not found.baselines:
+        raise ValueError("baselines: there must be one at least")
+    for number, baseline in enumerate(found.baselines):
+        key = f"baselines.{number}"
+        named = {name: factor for name, factor in found.factors.items() if name in baseline}
+        if not baseline or set(baseline) != set(named):
+            raise ValueError(f"{key}={baseline} must name levels of {', '.join(found.factors)}")
+        _check_cell(key, {name: baseline[name] for name in named}, named)
     for cell in combinations:
-        if found.baseline_of(cell) not in combinations:
-            raise ValueError(
-                f"baseline={found.baseline}: there is no such cell to compare {cell} with"
-            )
+        if not any({**cell, **baseline} in combinations for baseline in found.baselines):
+            raise ValueError(f"baselines: there is no such cell to compare {cell} with")
     for name, factor in found.factors.items():
         used = {cell[name] for cell in combinations}
         if unused := [level for level in factor.levels if level not in used]:

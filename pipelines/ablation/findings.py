@@ -43,6 +43,9 @@ _RULES: dict[str, Callable[[str], bool]] = {
 Key = tuple[str, str]
 "A metric and a resolution as text, which is empty for what has none."
 
+Pair = tuple[str, str]
+"A cell, and the baseline that it is compared with."
+
 
 class Cost(NamedTuple):
     """What a cell took, on average over its seeds."""
@@ -71,23 +74,42 @@ class Findings:
     costs: dict[str, Cost]
     "By cell."
 
-    @cached_property
-    def baseline_of(self) -> dict[str, str]:
-        """For each cell, in their order, finished or not, the one that it is compared with; itself for a baseline."""
-        other = self.grid.experiment.baseline_of
-        return {label(levels): label(other(levels)) for levels in self.grid.combinations}
-
     @property
     def cells(self) -> list[str]:
         """All cells, finished or not."""
-        return list(self.baseline_of)
+        return [label(levels) for levels in self.grid.combinations]
+
+    @cached_property
+    def same(self) -> dict[str, str]:
+        """Cells that are the same runs as one before them, and that one."""
+        first: dict[tuple[str, ...], str] = {}
+        found = {}
+        for levels in self.grid.combinations:
+            runs = tuple(cell.path for cell in self.grid.of(levels))
+            if (other := first.setdefault(runs, label(levels))) != label(levels):
+                found[label(levels)] = other
+        return found
+
+    @cached_property
+    def families(self) -> list[tuple[str, list[str]]]:
+        """Baselines, each with the cells that differ from it in the same factors; what are the same runs, once."""
+        experiment, there = self.grid.experiment, self.grid.combinations
+        found: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+        for levels in there:
+            if label(levels) in self.same:
+                continue
+            for other in experiment.compared_with(levels):
+                if other in there:
+                    differ = tuple(name for name in levels if levels[name] != other[name])
+                    found.setdefault((label(other), differ), []).append(label(levels))
+        return [(baseline, cells) for (baseline, _), cells in found.items()]
 
     @property
     def groups(self) -> dict[str, list[str]]:
-        """For each baseline the cells that are compared with it, itself among them."""
+        """For each baseline the cells that are compared with it, itself before them."""
         found: dict[str, list[str]] = {}
-        for cell, baseline in self.baseline_of.items():
-            found.setdefault(baseline, []).append(cell)
+        for baseline, cells in self.families:
+            found.setdefault(baseline, [baseline]).extend(cells)
         return found
 
     @property
@@ -106,17 +128,17 @@ class Findings:
         return Spread.of(found) if found else None
 
     @cached_property
-    def judged(self) -> dict[Key, dict[str, Judged]]:
-        """Every cell beside its baseline, for each metric and resolution; those of one baseline are one family."""
-        found: dict[Key, dict[str, Judged]] = {}
+    def judged(self) -> dict[Key, dict[Pair, Judged]]:
+        """Every cell beside its baselines, for each metric and resolution."""
+        found: dict[Key, dict[Pair, Judged]] = {}
         for key, numbers in self.values.items():
-            for baseline, cells in self.groups.items():
+            for baseline, cells in self.families:
                 base, pairs = numbers.get(baseline, {}), {}
                 for cell in cells:
                     own = numbers.get(cell, {})
                     seeds = [seed for seed in own if seed in base]
-                    if cell != baseline and seeds:
-                        pairs[cell] = ([own[s] for s in seeds], [base[s] for s in seeds])
+                    if seeds:
+                        pairs[cell, baseline] = [own[s] for s in seeds], [base[s] for s in seeds]
                 if pairs:
                     direction = self.grid.experiment.direction(key[0])
                     found.setdefault(key, {}).update(paired.judge(pairs, direction))

@@ -17,10 +17,12 @@ Pure; called by `findings`.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from scipy import stats
+
+Name = TypeVar("Name")
 
 LEVEL = 0.95
 """Of intervals; a verdict needs an adjusted p of at most one minus this."""
@@ -28,7 +30,11 @@ LEVEL = 0.95
 Direction = Literal["lower", "higher", "none"]
 """Which way is better; none for what is shown and not judged."""
 
-Verdict = Literal["better", "worse", "no difference seen", "one run", "not judged"]
+Verdict = Literal["better", "worse", "no difference seen", "no spread", "not judged"]
+"No spread: one seed, or all say the same to the last digit, as counts of few pictures may; nothing is known of chance then."
+
+NOTHING = 1e-9
+"""A deviation that is rounding alone, of the largest number."""
 
 
 class Spread(NamedTuple):
@@ -53,9 +59,9 @@ class Difference(NamedTuple):
     mean: float
     low: float
     high: float
-    "Ends of the 95 % interval; NaN of one seed."
+    "Ends of the 95 % interval; NaN without spread."
     p: float
-    "Of no difference; NaN of one seed."
+    "Of no difference; NaN without spread, but 1 where all are equal."
     number: int
     "Seeds."
 
@@ -65,7 +71,7 @@ class Judged(NamedTuple):
 
     difference: Difference
     adjusted: float
-    "Its p by Holm's correction; NaN of one seed."
+    "Its p by Holm's correction; NaN without spread."
     verdict: Verdict
 
 
@@ -83,12 +89,14 @@ def difference(values: Sequence[float], baseline: Sequence[float]) -> Difference
         raise ValueError(f"{len(values)} and {len(baseline)} numbers are no pairs")
     apart = np.asarray(values, dtype=np.float64) - np.asarray(baseline, dtype=np.float64)
     mean, deviation, number = Spread.of(apart.tolist())
-    if number == 1:
+    rounding = NOTHING * max(map(abs, (*values, *baseline)))
+    if number > 1 and float(np.abs(apart).max()) <= rounding:
+        return Difference(0.0, 0.0, 0.0, 1.0, number)
+    if number == 1 or deviation <= rounding:
         return Difference(mean, math.nan, math.nan, math.nan, number)
     error = deviation / math.sqrt(number)
     half = float(stats.t.ppf((1 + LEVEL) / 2, number - 1)) * error
-    # Without an error every seed says the same.
-    p = 2 * float(stats.t.sf(abs(mean) / error, number - 1)) if error else float(mean == 0)
+    p = 2 * float(stats.t.sf(abs(mean) / error, number - 1))
     return Difference(mean, mean - half, mean + half, p, number)
 
 
@@ -103,12 +111,12 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def judge(
-    cells: Mapping[str, tuple[Sequence[float], Sequence[float]]], direction: Direction
-) -> dict[str, Judged]:
+    cells: Mapping[Name, tuple[Sequence[float], Sequence[float]]], direction: Direction
+) -> dict[Name, Judged]:
     """Cells that are compared with one baseline: one family.
 
     Args:
-        cells: by name, the numbers of a cell and of the baseline, of the same seeds.
+        cells: by any name, the numbers of a cell and of the baseline, of the same seeds.
         direction: which way is better.
     """
     found = {name: difference(*pair) for name, pair in cells.items()}
@@ -122,8 +130,8 @@ def judge(
 def _verdict(found: Difference, adjusted: float, direction: Direction) -> Verdict:
     if direction == "none":
         return "not judged"
-    if found.number == 1:
-        return "one run"
+    if math.isnan(found.p):
+        return "no spread"
     if adjusted > 1 - LEVEL:
         return "no difference seen"
     return "better" if (found.mean < 0) == (direction == "lower") else "worse"

@@ -79,15 +79,17 @@ def _question(found: Findings, failed: Mapping[str, str]) -> Iterator[Part]:
     yield Text(experiment.question)
     yield Text(f"The paper: {experiment.claim}")
     for factor in experiment.factors.values():
-        yield Text(f"Varied: {factor.about} ({', '.join(factor.levels)}).")
+        yield Text(f"Varied: {factor.about} ({'; '.join(factor.levels)}).")
     scale = experiment.scale(grid.options.scale)
     finished = [cell for cell in grid.cells if cell.finished]
     yield Text(
         f"Scale {grid.options.scale} (preset {grid.options.preset or scale.preset}; {scale.takes}); "
         f"{len(grid.combinations)} cells with seeds {', '.join(map(str, grid.seeds))}; "
         f"{len(finished)} of {len(grid.cells)} runs are there. "
-        f"Cells are compared with {' and with '.join(found.groups)}."
+        f"Cells are compared with {'; with '.join(found.groups)}."
     )
+    for cell, other in found.same.items():
+        yield Text(f"{cell} comes to the very runs of {other}, and is not compared again.")
     if grid.options.scale == "small":
         yield Text(
             "This is the small version: a small network, trained for about a minute on few pictures and scored with "
@@ -119,12 +121,13 @@ def _conclusions(found: Findings) -> Iterator[Part]:
         f"What follows is derived by a rule from {found.name(primary)} ({METRICS[primary]}; "
         f"{WAYS[direction]}): of each cell the difference to the baseline with the same seed, the "
         f"{LEVEL:.0%} t interval of its mean, and 'better' or 'worse' where the p value is at most "
-        f"{1 - LEVEL:.2g} after Holm's correction for all cells at that resolution. 'No difference "
-        "seen' is not 'no difference': the interval says how large it may be."
+        f"{1 - LEVEL:.2g} after Holm's correction for all cells that differ from the baseline in the same factors, at that "
+        "resolution. 'No difference seen' is not 'no difference': the interval says how large it may be."
     )
     for key in reversed(keys):
-        for cell, judged in found.judged[key].items():
-            yield Text(sentence(cell, key[1], found.name(primary), judged), "verdict")
+        for (cell, baseline), judged in found.judged[key].items():
+            against = f"{cell} against {baseline}" if len(found.groups) > 1 else cell
+            yield Text(sentence(against, key[1], found.name(primary), judged), "verdict")
     if others := _disagreeing(found, primary):
         yield Text("Other metrics that judge otherwise: " + "; ".join(others) + ".")
 
@@ -134,12 +137,12 @@ def sentence(cell: str, size: str, name: str, judged: Judged) -> str:
     mean, low, high, p, count = judged.difference
     where = f"At {size_label(size)}, {cell}" if size else cell[:1].upper() + cell[1:]
     by = f"{name} {_signed(mean)}"
-    if judged.verdict == "one run":
-        return f"{where}: one run ({by}): nothing can be said of spread."
+    if judged.verdict == "no spread":
+        return f"{where}: no spread ({by}, {_seeds(count)}), so nothing can be said of chance."
     verdict = {"better": "better", "worse": "worse"}.get(judged.verdict, judged.verdict)
     return (
         f"{where}: {verdict} ({by}, {LEVEL:.0%} interval {_signed(low)} to {_signed(high)}, "
-        f"p {_p(p)}, corrected {_p(judged.adjusted)}, {count} seeds)."
+        f"p {_p(p)}, corrected {_p(judged.adjusted)}, {_seeds(count)})."
     )
 
 
@@ -153,12 +156,12 @@ def _disagreeing(found: Findings, primary: str) -> list[str]:
     """Verdicts of other metrics that are the opposite of the first one's."""
     opposite = {("better", "worse"), ("worse", "better")}
     told = []
-    for (metric, size), cells in found.judged.items():
+    for (metric, size), pairs in found.judged.items():
         first = found.judged.get((primary, size), {})
-        for cell, judged in cells.items():
-            if cell in first and (first[cell].verdict, judged.verdict) in opposite:
+        for pair, judged in pairs.items():
+            if pair in first and (first[pair].verdict, judged.verdict) in opposite:
                 told.append(
-                    f"{found.name(metric)} at {size_label(size)} calls {cell} {judged.verdict}"
+                    f"{found.name(metric)} at {size_label(size)} calls {pair[0]} {judged.verdict} than {pair[1]}"
                 )
     return told
 
@@ -211,13 +214,14 @@ def _means(found: Findings, keys: Sequence[Key]) -> Table:
 def _differences(found: Findings, keys: Sequence[Key]) -> Table:
     rows: list[tuple[str, ...]] = []
     for _, size in keys:
-        for cell, judged in found.judged[keys[0][0], size].items():
+        for (cell, baseline), judged in found.judged[keys[0][0], size].items():
             mean, low, high, p, count = judged.difference
             ends = _ABSENT if math.isnan(low) else f"{_signed(low)} to {_signed(high)}"
             numbers = (_signed(mean), ends, _p(p), _p(judged.adjusted), str(count))
-            rows.append((cell, _size(size), *numbers, judged.verdict))
+            rows.append((cell, baseline, _size(size), *numbers, judged.verdict))
     head = (
         "cell",
+        "less",
         "at",
         "difference",
         f"{LEVEL:.0%} interval",
@@ -245,9 +249,8 @@ def _pictures(found: Findings, files: Mapping[str, bytes]) -> Iterator[Part]:
     names = [file for file in files if file.endswith(".png")]
     if names:
         yield Text(
-            f"The same captions and the same noise in every cell, of seed {found.grid.seeds[0]}; the first ones of "
-            f"the evaluation, not "
-            "chosen. Cells whose layers do not share noise start from other noise below the top."
+            f"The same captions in every cell, of seed {found.grid.seeds[0]}; the first ones of the evaluation, not chosen. "
+            "The noise is the same where the kind of noise and the highest resolution are."
         )
     for file in names:
         told = file.removeprefix(f"{found.grid.name}-").removesuffix(".png").replace("px", " px")
@@ -333,6 +336,10 @@ def _spread(found: Spread | None) -> str:
 
 def _number(value: float) -> str:
     return _ABSENT if math.isnan(value) else text_of(value)
+
+
+def _seeds(number: int) -> str:
+    return "one seed" if number == 1 else f"{number} seeds"
 
 
 def _signed(value: float) -> str:

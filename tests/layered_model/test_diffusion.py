@@ -216,6 +216,11 @@ def test_a_leak_must_be_allowed(noise):
         ({"logsnr_min": 15.0}, "logsnr_min=15.0 must be below 15.0"),
         ({"logsnr_max": float("inf")}, "logsnr_min=-15.0 must be below inf, both finite"),
         ({"logsnr_min": float("nan")}, "logsnr_min=nan must be below 15.0"),
+        ({"logsnr_min": -31.0}, "logsnr_min=-31.0 must be at least -30: below that float32"),
+        (
+            {"logsnr_min": -26.0, "detail_resolution": 256},
+            "logsnr_min=-26.0 must be at least -24.4548",
+        ),
         ({"detail_resolution": 8}, "detail_resolution=8 must be at least reference_resolution=16"),
         ({"extra_logsnr": (float("nan"),) * 3}, r"extra_logsnr=\(nan, nan, nan\) must hold finite"),
         ({"layer_weights": (1.0, float("inf"), 1.0)}, "layer_weights=.* must hold finite numbers"),

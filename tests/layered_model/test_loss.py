@@ -1,10 +1,18 @@
+import math
+
 import pytest
 import torch
 
 from layered_model.loss import MIN_SNR_GAMMA, sigmoid_bias, stratified_times, v_weight
 from layered_model.loss import output_weight as general_output_weight
 from layered_model.parametrization import target, to_eps, to_x0
-from layered_model.schedules import alpha_sigma, cosine_logsnr, layer_shift, relative_slope
+from layered_model.schedules import (
+    alpha_sigma,
+    clipped_outside,
+    cosine_logsnr,
+    layer_shift,
+    relative_slope,
+)
 
 WEIGHTINGS = ("flat", "min_snr", "sigmoid")
 LOGSNR = torch.linspace(-20, 20, 81, dtype=torch.float64)
@@ -70,12 +78,25 @@ def test_what_sigmoid_counts_does_not_depend_on_the_schedule(bend):
 
     t = (torch.arange(400_000, dtype=torch.float64) + 0.5) / 400_000
     logsnr = cosine_logsnr(t, -30, 30, bend)
-    weight = v_weight("sigmoid", logsnr, relative_slope(t, -30, 30, bend), RESOLUTION)
+    weight = v_weight(
+        "sigmoid", logsnr, relative_slope(t, clipped_outside(-30, 30, bend), bend), RESOLUTION
+    )
     mean = (weight * error(logsnr)).mean()
     even = torch.linspace(-30, 30, 60_001, dtype=torch.float64)
     falling = torch.sigmoid(sigmoid_bias(RESOLUTION) - even) * torch.sigmoid(even)
     integral = torch.trapezoid(falling * error(even), even) / (2 * torch.pi)
     torch.testing.assert_close(mean, integral, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0"])
+def test_a_bend_does_not_count_the_clips_more(prediction):
+    def mean(bend):
+        logsnr = cosine_logsnr(t, -15, 15, bend)
+        slope = relative_slope(t, clipped_outside(-15, 15, bend), bend)
+        return general_output_weight("sigmoid", prediction, logsnr, slope, 512).mean()
+
+    t = (torch.arange(400_000, dtype=torch.float64) + 0.5) / 400_000
+    torch.testing.assert_close(mean(2 * math.log(8)), mean(0.0), rtol=0.01, atol=0)
 
 
 def test_layers_of_one_diffusion_weigh_a_time_alike():

@@ -340,6 +340,20 @@ def test_after_a_hand_over_the_high_band_flows_from_its_noise(kind, gaussian, dr
     assert (high_band(drawn - exact)).abs().max() < 1e-2
 
 
+@many_steps
+def test_a_hand_over_keeps_the_high_band_of_the_start(gaussian, draw, seeded):
+    network, x0 = gaussian(), torch.rand(3, 3, 16, 16) - 0.5
+    options = {"num_steps": 300, "start": x0, "strength": 0.8}
+    drawn = draw(network, **options, hand_over=-1.0)[-1]
+    times = sampling_times(network.diffusion, 300)
+    at = times[int((network.diffusion.logsnr_ref(times) < -1).sum())]
+    exact = flow_from(network, seeded, x0, at[None])
+    assert (
+        high_band(exact - flow_from(network, seeded, torch.zeros_like(x0), at[None])).std() > 0.01
+    )
+    assert high_band(drawn - exact).abs().max() < 1e-2
+
+
 def test_the_earlier_the_hand_over_the_closer_to_the_whole_network(gaussian, draw):
     network = gaussian()
     plain = draw(network, num_steps=60)[-1]

@@ -3,7 +3,14 @@ import math
 import pytest
 import torch
 
-from layered_model.schedules import alpha_sigma, cosine_logsnr, layer_shift, relative_slope, time_of
+from layered_model.schedules import (
+    alpha_sigma,
+    clipped_outside,
+    cosine_logsnr,
+    layer_shift,
+    relative_slope,
+    time_of,
+)
 
 DENSE = torch.linspace(0, 1, 20001, dtype=torch.float64)
 
@@ -114,13 +121,25 @@ def test_relative_slope_is_the_derivative(bend):
     t = DENSE[100:-100].clone().requires_grad_()
     (slope,) = torch.autograd.grad(cosine_logsnr(t, -30, 30, bend).sum(), t)
     torch.testing.assert_close(
-        relative_slope(t.detach(), -30, 30, bend), -slope / (2 * math.pi), rtol=1e-9, atol=0
+        relative_slope(t.detach(), clipped_outside(-30, 30, bend), bend),
+        -slope / (2 * math.pi),
+        rtol=1e-9,
+        atol=0,
     )
 
 
 def test_the_slope_is_finite_at_both_ends():
-    ends = relative_slope(torch.tensor([0.0, 1.0]), -15, 15)
+    ends = relative_slope(torch.tensor([0.0, 1.0]), clipped_outside(-15, 15))
     torch.testing.assert_close(ends, torch.full((2,), math.cosh(7.5)), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("bend", [0.0, 0.5, BEND])
+def test_outside_of_the_clips_logsnr_stands_still(bend):
+    early, late = clipped_outside(-15, 15, bend)
+    assert cosine_logsnr(DENSE[early > DENSE], -15, 15, bend).unique().numel() == 1
+    assert cosine_logsnr(DENSE[late < DENSE], -15, 15, bend).unique().numel() == 1
+    inside = cosine_logsnr(torch.linspace(early, late, 1001, dtype=torch.float64), -15, 15, bend)
+    assert (inside.diff() < 0).all()
 
 
 @pytest.mark.parametrize(

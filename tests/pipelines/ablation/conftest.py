@@ -23,7 +23,7 @@ factors:
     levels:
       many: {}
       few: {sample.num_steps: 5}
-baseline: {noise: sinc, steps: many}
+baselines: [{noise: sinc, steps: many}]
 metrics: {fd: lower, is: higher, train_loss: none}
 """
 

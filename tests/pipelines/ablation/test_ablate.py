@@ -43,7 +43,7 @@ factors:
     levels:
       sinc: {diffusion.noise: sinc}
       box: {diffusion.noise: box}
-baseline: {noise: sinc}
+baselines: [{noise: sinc}]
 metrics: {fd: lower}
 """
 
@@ -178,7 +178,7 @@ def test_an_interrupted_experiment_goes_on_and_what_is_finished_is_not_run_again
     assert second.returncode == 0, output
     assert output.count(" start stage=prepare") == 0, output
     assert output.count(" start stage=evaluate") == 2
-    assert "one run" in output
+    assert "no spread" in output
     trained = sorted(store.glob("trained/demo-*"))
     assert len(trained) == len(list(store.glob("cells/demo-*"))) == 2
     logs = [path.read_text() for path in store.glob("trained/logs/*.train.log")]

@@ -39,16 +39,25 @@ def test_a_seed_is_a_training_and_seeds_come_one_after_the_other(small):
 
 def test_cells_of_several_experiments_that_are_the_same_have_one_directory():
     """The ordinary model stands in the middle of most experiments."""
-    common = [
-        {cell.path for cell in grid_of(experiment.load(name)[1], data="/data").cells}
-        for name in ("e1", "e2", "e3", "e4", "e5", "e6", "e7", "e8")
-    ]
-    assert len(set.intersection(*common)) == 3  # its seeds
+    grids = {
+        name: grid_of(experiment.load(name)[1], data="/data")
+        for name in ("e1", "e2", "e3", "e4", "e5", "e6", "e7")
+    }
+    trained = [{cell.training.path for cell in grid.cells} for grid in grids.values()]
+    assert len(set.intersection(*trained)) == 3  # its seeds
+    drawn = [{cell.path for cell in grids[name].cells} for name in grids if name != "e3"]
+    assert len(set.intersection(*drawn)) == 3
 
 
 @pytest.mark.parametrize(
     "override",
-    ["train.learning_rate=1e-3", "model.dropout=0.1", "train.num_images=64", "text.max_tokens=9"],
+    [
+        "train.learning_rate=1e-3",
+        "model.dropout=0.1",
+        "train.num_images=64",
+        "text.max_tokens=9",
+        "text.precision=bfloat16",
+    ],
 )
 def test_what_decides_the_model_decides_its_directory(small, override):
     before, after = grid_of(small), grid_of(small, overrides=(override,))
@@ -171,7 +180,14 @@ def test_a_beginning_that_costs_it_all_is_refused(text):
 
 def test_a_baseline_with_a_budget_is_refused(text):
     found = changed(text, "sinc: {diffusion.noise: sinc}", "sinc: {budget: macs}")
-    with pytest.raises(UserError, match="baseline: the level of sinc, many has a budget"):
+    with pytest.raises(UserError, match="baselines: sinc, many has a budget, and is compared with"):
+        grid_of(found)
+    found = changed(
+        text.replace("[{noise: sinc, steps: many}]", "[{noise: box, steps: many}, {noise: sinc}]"),
+        "box: {diffusion.noise: box}",
+        "box: {diffusion.noise: box, budget: time}",
+    )
+    with pytest.raises(UserError, match="baselines: the level of box, many has a budget"):
         grid_of(found)
 
 
@@ -207,6 +223,11 @@ def test_a_training_is_finished_when_its_model_has_seen_all(small, tmp_path):
     assert not training.finished
     path.write_text(json.dumps({"num_images_trained": training.config.train.num_images}))
     assert training.finished
+
+
+def test_models_that_grow_from_what_is_not_the_experiment_s_are_refused(small):
+    with pytest.raises(UserError, match=r"train.grow_from='/some/model': an experiment's models"):
+        grid_of(small, overrides=("train.grow_from=/some/model",))
 
 
 def test_a_preset_in_place_of_the_scale_s(small):

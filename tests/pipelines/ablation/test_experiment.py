@@ -30,8 +30,27 @@ def test_a_level_may_differ_between_scales(text):
 
 
 def test_a_cell_is_compared_with_the_one_that_shares_what_the_baseline_leaves_open(text):
-    found = experiment.read(text.replace("{noise: sinc, steps: many}", "{noise: sinc}"), "x.yaml")
-    assert found.baseline_of({"noise": "box", "steps": "few"}) == {"noise": "sinc", "steps": "few"}
+    found = experiment.read(
+        text.replace("[{noise: sinc, steps: many}]", "[{noise: sinc}]"), "x.yaml"
+    )
+    box = {"noise": "box", "steps": "few"}
+    assert found.compared_with(box) == [{"noise": "sinc", "steps": "few"}]
+    assert found.compared_with({"noise": "sinc", "steps": "few"}) == []
+
+
+def test_a_cell_is_compared_with_every_baseline_that_is_there(text):
+    both = text.replace(
+        "[{noise: sinc, steps: many}]", "[{noise: sinc}, {steps: many}, {noise: sinc}]"
+    )
+    cells = (
+        "cells: [{noise: sinc, steps: many}, {noise: box, steps: few}, {noise: sinc, steps: few}]\n"
+    )
+    found = experiment.read(both.replace("baselines:", f"{cells}baselines:"), "x.yaml")
+    few = {"noise": "sinc", "steps": "few"}
+    assert found.compared_with({"noise": "box", "steps": "few"}) == [
+        few
+    ]  # no cell has box and many
+    assert found.compared_with(few) == [{"noise": "sinc", "steps": "many"}]
 
 
 @pytest.mark.parametrize(
@@ -88,30 +107,31 @@ def test_a_cell_is_compared_with_the_one_that_shares_what_the_baseline_leaves_op
             "factors.noise.levels.box: must hold small and full and nothing else",
         ),
         (
-            "baseline: {noise: sinc, steps: many}",
-            "baseline: {noise: pink, steps: many}",
-            "baseline.noise='pink' must be one of sinc, box",
+            "baselines: [{noise: sinc, steps: many}]",
+            "baselines: [{noise: sinc}, {noise: pink}]",
+            "baselines.1.noise='pink' must be one of sinc, box",
         ),
-        ("baseline: {noise: sinc, steps: many}", "baseline: {}", "baseline={} must name levels of"),
+        ("[{noise: sinc, steps: many}]", "[{}]", "baselines.0={} must name levels of"),
+        ("[{noise: sinc, steps: many}]", "[]", "baselines: there must be one at least"),
         (
-            "baseline:",
-            "cells: [{noise: sinc, steps: many}]\nbaseline:",
+            "baselines:",
+            "cells: [{noise: sinc, steps: many}]\nbaselines:",
             "factors.noise.levels.box: no cell uses it",
         ),
         (
-            "baseline:",
-            "cells: [{noise: sinc}]\nbaseline:",
+            "baselines:",
+            "cells: [{noise: sinc}]\nbaselines:",
             "cells.0: must name a level of noise, steps, in this order",
         ),
         (
-            "baseline:",
-            "cells: [{noise: sinc, steps: many}, {noise: sinc, steps: many}]\nbaseline:",
+            "baselines:",
+            "cells: [{noise: sinc, steps: many}, {noise: sinc, steps: many}]\nbaselines:",
             "cells.1: .* is there already",
         ),
         (
-            "baseline:",
-            "cells: [{noise: box, steps: many}, {noise: box, steps: few}, {noise: sinc, steps: few}]\nbaseline:",
-            "baseline=.*: there is no such cell",
+            "baselines:",
+            "cells: [{noise: box, steps: many}, {noise: box, steps: few}, {noise: sinc, steps: few}]\nbaselines:",
+            "baselines: there is no such cell",
         ),
         ("fd: lower", "fd: down", "metrics.fd='down' must be one of lower, higher, none"),
         ("fd: lower", "beauty: higher", "metrics.beauty: must be one of fd, "),

@@ -102,7 +102,9 @@ def test_the_numbers_are_the_cells_own(grid):
 
 
 def test_verdicts_follow_from_paired_differences(grid):
-    judged = findings.gather(grid).judged["fd", "32"]
+    found = findings.gather(grid).judged["fd", "32"]
+    judged = {cell: one for (cell, baseline), one in found.items() if baseline == "sinc, many"}
+    assert len(judged) == len(found)
     assert judged["box, many"].verdict == "better"
     assert judged["sinc, few"].verdict == "worse"
     assert judged["box, few"].verdict == "no difference seen"
@@ -117,17 +119,50 @@ def test_metrics_that_are_only_shown_are_not_judged(grid):
 
 
 def test_a_baseline_that_leaves_a_factor_open_makes_families_of_their_own(text, grid):
-    grid.experiment.baseline.clear()
-    grid.experiment.baseline["noise"] = "sinc"
+    grid.experiment.baselines[:] = [{"noise": "sinc"}]
     found = findings.gather(grid)
     assert found.groups == {
         "sinc, many": ["sinc, many", "box, many"],
         "sinc, few": ["sinc, few", "box, few"],
     }
-    assert set(found.judged["fd", "32"]) == {"box, many", "box, few"}
+    pair = ("box, many", "sinc, many")
+    assert set(found.judged["fd", "32"]) == {pair, ("box, few", "sinc, few")}
     # Of one comparison nothing is corrected.
-    only = found.judged["fd", "32"]["box, many"]
+    only = found.judged["fd", "32"][pair]
     assert only.adjusted == only.difference.p
+    told = story.told(found)
+    assert "At 32 px, box, many against sinc, many: better" in told
+
+
+def test_cells_that_differ_in_the_same_factors_are_a_family(grid):
+    """What differs in noise, in steps, in both: three questions, each with its own correction."""
+    assert findings.gather(grid).families == [
+        ("sinc, many", ["sinc, few"]),
+        ("sinc, many", ["box, many"]),
+        ("sinc, many", ["box, few"]),
+    ]
+
+
+def test_what_comes_to_the_same_runs_is_compared_once_and_said(text, judged, tmp_path):
+    same = text.replace("few: {sample.num_steps: 5}", "few: {}")
+    options = Options(
+        scale="small",
+        seeds=SEEDS,
+        store=str(tmp_path / "store"),
+        dataset=judged.dataset,
+        overrides=("evaluate.num_kept=3",),
+    )
+    grid = cells.make_grid(
+        "noise", experiment.read(same, "x.yaml"), options, lambda one, other: 1.0
+    )
+    for cell in grid.cells:
+        if cell.levels["steps"] == "many":
+            write_cell(cell)
+    found = findings.gather(grid)
+    assert found.same == {"sinc, few": "sinc, many", "box, few": "box, many"}
+    assert found.families == [("sinc, many", ["box, many"])]
+    paths = story.write(found, str(tmp_path / "out"), "layered ablate noise", {})
+    assert "box, few comes to the very runs of box, many" in Path(paths[0]).read_text()
 
 
 def test_costs_are_counted_and_read(grid):
@@ -223,7 +258,7 @@ def test_one_seed_has_no_verdict(small, judged, tmp_path):
     grid = cells.make_grid("noise", small, options, lambda one, other: 1.0)
     for cell in grid.cells:
         write_cell(cell)
-    assert "one run (fd_lite0 " in story.told(findings.gather(grid))
+    assert "no spread (fd_lite0 " in story.told(findings.gather(grid))
     assert "better" not in story.told(findings.gather(grid)).partition("may be.")[2]
 
 
