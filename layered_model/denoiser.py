@@ -104,8 +104,8 @@ class Denoiser:
     threshold: float | None = None
     "Quantile of dynamic thresholding of the model's top, in (0, 1]; None clamps it to [-1, 1]."
     fuse_weight: float = 1.0
-    "How far lower layers decide their band of the picture, in [0, 1]; 0 is the top layer alone, as it always is where every layer "
-    "has a state of its own."
+    "How far lower layers decide their band of the picture, in [0, 1]; 0 is the top layer alone, as it always is where each "
+    "layer has a state of its own."
     low: Picture | None = None
     "A clean picture of a lower resolution, whose band every estimate takes over."
 

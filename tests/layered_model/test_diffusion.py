@@ -342,7 +342,7 @@ def test_the_loss_is_the_weighted_mean_over_layers_and_pictures():
         torch.testing.assert_close(terms.per_layer[layer], error.mean(), rtol=1e-6, atol=0)
         torch.testing.assert_close(terms.per_picture[layer], error, rtol=1e-6, atol=0)
         logsnr = diffusion.logsnr_ref(t) + diffusion.shifts[layer]
-        weight = v_weight("sigmoid", logsnr, relative_slope(t, -15, 15), LADDER[layer])
+        weight = v_weight("sigmoid", logsnr, relative_slope(t, diffusion.inside), LADDER[layer])
         expected += weights[layer] / sum(weights) * (weight * error).mean()
     torch.testing.assert_close(terms.total, expected, rtol=1e-6, atol=0)
 
