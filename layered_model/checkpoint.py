@@ -8,6 +8,7 @@ Directories may be local or anything fsspec opens, such as ``s3://bucket/model``
 
 import hashlib
 import json
+import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from layered_model.diffusion import DiffusionConfig
 from layered_model.shape import UNetConfig
-from layered_model.steppers import SamplerKind
+from layered_model.steppers import SamplerKind, make_stepper
 from layered_model.text import EncoderInfo, TextEncoder, commit_of, content_hash
 
 CONFIG_FILE = "config.json"
@@ -38,9 +39,16 @@ class SamplingDefaults:
     sampler: SamplerKind
     "Which sampler."
     num_steps: int
-    "Network evaluations of a picture."
+    "Steps of a picture."
     guidance: float
     "w in uncond + w (cond - uncond); 1 is off."
+
+    def __post_init__(self) -> None:
+        make_stepper(self.sampler)
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps={self.num_steps} must be at least 1")
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"guidance={self.guidance} must be a finite number")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +61,16 @@ class ModelConfig:
     sampling: SamplingDefaults
     num_images_trained: int = 0
     "Pictures that the weights have seen, counting repeats."
+
+    def __post_init__(self) -> None:
+        if self.text.width != self.network.text_width:
+            raise ValueError(
+                f"text.width={self.text.width} must be the network's text_width, {self.network.text_width}"
+            )
+        if not isinstance(self.num_images_trained, int) or self.num_images_trained < 0:
+            raise ValueError(
+                f"num_images_trained={self.num_images_trained!r} must be a whole number from 0 on"
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

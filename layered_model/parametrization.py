@@ -5,7 +5,7 @@ https://arxiv.org/abs/2202.00512, section 4):
 
     x0 = alpha x_t - sigma v         eps = sigma x_t + alpha v
 
-`alpha` and `sigma` broadcast over the picture (shape ``[b, 1, 1, 1]``). Called by `loss` and `sampler`.
+`alpha` and `sigma` broadcast over the picture (shape ``[b, 1, 1, 1]``). Called by `diffusion` and `denoiser`.
 """
 
 from typing import Literal

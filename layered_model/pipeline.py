@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -57,7 +58,7 @@ class LayeredPipeline:
     Args:
         config: Everything about the model but its weights.
         network: The network; put in evaluation mode.
-        weights_sha256: Names the weights; empty for a model that was never saved.
+        weights_sha256: Names the weights that were loaded; empty for a model that was not.
         device: Where to compute.
     """
 
@@ -88,7 +89,12 @@ class LayeredPipeline:
         """
         config, weights, sha256 = checkpoint.load(str(path))
         network = _fresh(config.network, seed=0)
-        network.load_state_dict(weights)
+        try:
+            network.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{path}: its weights are not of the network that its {checkpoint.CONFIG_FILE} describes: {error}"
+            ) from error
         pipeline = cls(config, network, sha256, device)
         pipeline.path = str(path)
         return pipeline
@@ -100,7 +106,12 @@ class LayeredPipeline:
             path: Directory, made if it is not there.
             with_text_encoder: Puts the text encoder beside the network, so that the directory is all that drawing needs; else
                 the encoder is named, and found where it was found in training.
+
+        Raises:
+            ValueError: if the path is an address: `layered export` writes to those.
         """
+        if "://" in str(path):
+            raise ValueError(f"path={str(path)!r} must be a directory of this machine")
         os.makedirs(path, exist_ok=True)
         bundled = Path(path, checkpoint.TEXT_ENCODER) if with_text_encoder else None
         if bundled:
@@ -142,6 +153,7 @@ class LayeredPipeline:
 
     def encode(self, prompts: Sequence[str]) -> Prompt:
         """Token embeddings of prompts; an empty prompt has no tokens and is thus unconditional."""
+        prompts = _texts("prompts", prompts)
         encoded = [
             tokens if prompt.strip() else tokens[:0]
             for prompt, tokens in zip(
@@ -228,7 +240,11 @@ class LayeredPipeline:
         prompts = _texts("prompt", prompt)
         if not prompts:
             raise ValueError("prompt=[] must hold at least one prompt")
-        seeds = [seed + i for i in range(len(prompts))] if isinstance(seed, int) else list(seed)
+        seeds = (
+            [int(seed) + i for i in range(len(prompts))]
+            if isinstance(seed, Integral)
+            else list(seed)
+        )
         if len(seeds) != len(prompts):
             raise ValueError(
                 f"seed={seeds} must be one number, or one for each of {len(prompts)} prompts"
@@ -342,6 +358,9 @@ class LayeredPipeline:
         """What `sample` draws, before its first step; for who takes the steps himself."""
         if len(seeds) != len(text):
             raise ValueError(f"seeds={list(seeds)} must hold one for each of {len(text)} prompts")
+        for number in seeds:
+            if not -(2**63) <= number < 2**64:
+                raise ValueError(f"seed={number} must have 64 bits")
         if text.shape[2] != self.config.network.text_width:
             raise ValueError(
                 f"text has width {text.shape[2]}, but the model reads {self.config.network.text_width}"
@@ -359,6 +378,10 @@ class LayeredPipeline:
         )
         start, low = self._start(len(seeds), resolution, image, finish)
         prompt = self._place(Prompt(text, text_mask))
+        if negative is not None and negative.text.shape != text.shape:
+            raise ValueError(
+                f"negative has shape {tuple(negative.text.shape)}; it must be that of the text, {tuple(text.shape)}"
+            )
         if negative is None:
             negative = Prompt(torch.zeros_like(prompt.text), torch.zeros_like(prompt.mask))
         denoiser = Denoiser(
@@ -367,7 +390,7 @@ class LayeredPipeline:
             prompt=prompt,
             negative=self._place(negative),
             guidance=Guidance(
-                scale=guidance if isinstance(guidance, int | float) else tuple(guidance),
+                scale=float(guidance) if isinstance(guidance, Real) else tuple(guidance),
                 **({"logsnr_interval": guidance_interval} if guidance_interval else {}),
             ),
             layer_prompts=self._by_layer(layer_prompts),

@@ -135,7 +135,12 @@ class TextEncoder:
         Args:
             captions: any number of texts.
             batch_size: captions to run at once, of like length.
+
+        Raises:
+            ValueError: the captions are one text, or an embedding exceeds float16.
         """
+        if isinstance(captions, str):
+            raise ValueError(f"captions={captions!r} must be a list of texts")
         distinct = list(dict.fromkeys(captions))
         ids, truncated = self._tokenize(distinct)
         order = sorted(range(len(distinct)), key=lambda i: len(ids[i]))

@@ -12,7 +12,7 @@ a higher layer's input reaches only its own decoder, through one convolution and
 output depends on its own and lower inputs alone, which gives early exit, and growth that leaves lower outputs bit-identical.
 
 `SingleScaleUNet` is what the paper compares with: the same trunk and the same decoders under an ordinary way down, from the top
-resolution alone to the top resolution alone. Shapes: `shape`, `presets`. Called by `diffusion`, `sampler` and `pipeline`.
+resolution alone to the top resolution alone. Shapes: `shape`, `presets`. Called by `pipeline`.
 """
 
 from collections.abc import Callable, Sequence
