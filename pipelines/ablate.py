@@ -120,6 +120,9 @@ def _listed() -> Iterator[str]:
 
 
 def _options(settings: Settings, found: experiment.Experiment) -> Options:
+    data = settings.data and storage.absolute(settings.data)
+    if data and not storage.is_directory(data):
+        raise UserError(f"--data {settings.data}: there is no such folder")
     scale = settings.scale
     if scale is None:
         presets = {found.scale(name).preset: name for name in reversed(SCALES)}
@@ -132,7 +135,7 @@ def _options(settings: Settings, found: experiment.Experiment) -> Options:
         config_file=settings.config,
         store=settings.store,
         dataset=settings.dataset,
-        data=settings.data and storage.absolute(settings.data),
+        data=data,
     )
 
 

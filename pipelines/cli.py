@@ -54,9 +54,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Ray wraps what a task raised into an error of the same type, whose text is a traceback.
         print(f"error: {getattr(error, 'cause', error)}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
+    except PermissionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         return 130
+    except Exception as error:
+        from pipelines.storage import refusal
+
+        if (cause := refusal(error)) is None:
+            raise
+        print(f"error: {cause}", file=sys.stderr)
+        return 1
 
 
 def _leave_the_copy(options: argparse.Namespace) -> None:
@@ -254,10 +264,18 @@ def load(name: str, options: argparse.Namespace) -> "Config":
         if (value := getattr(options, key.rpartition(".")[2], None)) is not None
     ]
     overrides += options.overrides
+    if name == "sample" and (loose := [word for word in options.overrides if "=" not in word]):
+        raise UserError(
+            f"{loose[0]!r}: put the whole prompt in quotes; settings look like section.key=value"
+        )
     preset = options.preset or ("demo" if name == "demo" else None)
     if preset is not None:
         return load_config(preset, overrides, options.config)
     if options.run is not None:
+        if options.config is not None:
+            raise UserError(
+                f"--config {options.config} is read with --preset NAME; without that, run={options.run!r} has a configuration"
+            )
         return load_run_config(options.run, overrides)
     names = ", ".join(preset_names(options.config))
     raise UserError(f"give --preset NAME (one of {names}), or --run DIR of an earlier run")

@@ -5,9 +5,13 @@ Called by `cli`.
 
 import argparse
 import os
+from importlib import metadata
 from typing import Any
 
 from pipelines.descriptions import BENCHES, STAGES
+
+DISTRIBUTION = "layered-diffusion-ray"
+"""The package, as pip knows it."""
 
 CONFIGURED = ("preset", "config", "dataset", "run", "print_config", "dry_run")
 """Options of stages that have a configuration."""
@@ -52,8 +56,16 @@ def top_parser() -> argparse.ArgumentParser:
         epilog="`layered STAGE --help` says more about one. Start with `layered demo`.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=_version())
     parser.add_argument("stage", choices=STAGES, metavar="STAGE", help="what to do")
     return parser
+
+
+def _version() -> str:
+    try:
+        return f"{DISTRIBUTION} {metadata.version(DISTRIBUTION)}"
+    except metadata.PackageNotFoundError:
+        return f"{DISTRIBUTION}, a checkout that nobody installed"
 
 
 def parse(name: str, arguments: list[str]) -> argparse.Namespace:
@@ -99,7 +111,9 @@ def stage_parser(name: str) -> argparse.ArgumentParser:
     if name != "config":
         parser.add_argument("--print-config", action="store_true", help="print it and do nothing")
         parser.add_argument(
-            "--dry-run", action="store_true", help="check everything, say what would be done"
+            "--dry-run",
+            action="store_true",
+            help="check what can be checked without Ray, say what would be done",
         )
     return parser
 

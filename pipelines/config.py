@@ -69,7 +69,8 @@ class Config:
         check_not_negative(self, "seed")
         for key in ("dataset", "run"):
             check(bool(getattr(self, key)), key, self, "the path of a directory")
-        if self.dataset == self.run:
+        places = [storage.absolute(path) for path in (self.dataset, self.run)]
+        if places[0] == places[1]:
             raise ValueError(f"run={self.run!r} must differ from dataset, which holds other files")
         with _named("diffusion"):
             LayeredDiffusion(self.diffusion, self.model.layers)
@@ -125,7 +126,13 @@ def load_run_config(run: str, overrides: Sequence[str] = ()) -> Config:
     try:
         text = storage.read_bytes(storage.absolute(source)).decode()
     except FileNotFoundError as error:
+        if storage.exists(storage.join(storage.absolute(run), "config.json")):
+            raise UserError(
+                f"run={run!r} is a model's directory, without the settings of a run: give --preset NAME too"
+            ) from error
         raise UserError(f"run={run!r}: no {source}; train first, or give --preset NAME") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"run={run!r}: {source} cannot be read: {error}") from error
     return from_yaml(text, source, overrides)
 
 
@@ -185,10 +192,14 @@ def _read(path: Path) -> DictConfig:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"config file {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"config file {path}: {error}") from error
     with told(f" ({path})"):
         tree = OmegaConf.create(text)
     if not isinstance(tree, DictConfig) or set(tree) != {"base", "presets"}:
         raise UserError(f"config file {path} must hold the two keys base and presets")
+    if not isinstance(tree["presets"], DictConfig):
+        raise UserError(f"config file {path}: presets must hold names with their settings")
     return tree
 
 

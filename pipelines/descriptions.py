@@ -33,7 +33,7 @@ STAGES = {
         summary="dataset -> model",
         description="Trains a layered model on a prepared dataset. The same command again goes on from the last\n"
         "checkpoint.",
-        example="layered train --preset demo train.num_images=4096",
+        example="layered train --preset demo train.num_images=65536",
     ),
     "evaluate": Stage(
         summary="model and dataset -> scores",

@@ -66,11 +66,17 @@ def run(settings: Settings) -> int:
         UserError: there is no finished dataset, or what is to be shown of it cannot be read.
     """
     dataset = PreparedDataset.open(settings.dataset)
-    for line in (*_about(dataset), *_rejects(dataset), *_lengths(dataset)):
+    for line in _about(dataset):
         sys.stdout.write(line + "\n")
-    if settings.sheet is not None:
-        _draw_sheet(dataset, settings.sheet, settings.num_images)
-        sys.stdout.write(f"\npictures: {settings.sheet}\n")
+    try:
+        for line in (*_rejects(dataset), *_lengths(dataset)):
+            sys.stdout.write(line + "\n")
+        if settings.sheet is not None:
+            _draw_sheet(dataset, settings.sheet, settings.num_images)
+            sys.stdout.write(f"\npictures: {settings.sheet}\n")
+    except UserError:
+        if not settings.check:  # which tells of all that cannot be read, and of this
+            raise
     if not settings.check:
         return 0
     problems = check(dataset)
@@ -180,7 +186,7 @@ def check(dataset: PreparedDataset) -> list[str]:
         problems += [problem for file in files for problem in file.problems]
         counts = sum((file.counts for file in files), Counts())
         rejects = [file for file in _reject_files(dataset) if f"/{name}-" in file]
-        num_rejects = sum(_each(rejects, lambda path: _read(dataset, path).num_rows))
+        num_rejects = sum(_rows(dataset, path, problems) for path in rejects)
         found = {"images": counts.images, "captions": counts.captions, "tokens": counts.tokens}
         for key, value in (found | {"rejects": num_rejects}).items():
             told = getattr(split.counts, key)
@@ -190,6 +196,15 @@ def check(dataset: PreparedDataset) -> list[str]:
         if repeated := len(ids) - len(np.unique(ids)):
             problems.append(f"{name}: {repeated:,} rows with the image_id of another")
     return problems
+
+
+def _rows(dataset: PreparedDataset, path: str, problems: list[str]) -> int:
+    """Rows of a file of the dataset; none of one that cannot be read, which is a problem."""
+    try:
+        return int(_read(dataset, path).num_rows)
+    except UserError as error:
+        problems.append(str(error).partition("; --check")[0])
+        return 0
 
 
 def _check_null_text(dataset: PreparedDataset) -> list[str]:

@@ -157,3 +157,10 @@ def learning_rate(train: TrainConfig, num_images: int) -> float:
     warm = (num_images + train.batch_size) / max(train.warmup_images, 1)
     cool = (train.num_images - num_images) / max(train.cooldown_images, 1)
     return train.learning_rate * max(0.0, min(1.0, warm, cool))
+
+
+def peak_learning_rate(train: TrainConfig) -> float:
+    """The highest that `learning_rate` comes to: less than its setting where training is shorter than warm-up and cooldown."""
+    if train.warmup_images + train.cooldown_images <= train.num_images:
+        return train.learning_rate
+    return max(learning_rate(train, seen) for seen in range(0, train.num_images, train.batch_size))

@@ -7,6 +7,7 @@ missing is left out, and what is damaged is named.
 import datetime
 import math
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -214,3 +215,9 @@ def _configuration(found: Run) -> Iterator[Element]:
     if found.config_text is not None:
         text = element("pre", found.config_text)
         yield section("Configuration", details("config.yaml", text))
+
+
+if __name__ == "__main__":
+    from pipelines.cli import main
+
+    raise SystemExit(main(["report", *sys.argv[1:]]))

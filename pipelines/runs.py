@@ -1,6 +1,6 @@
 """Reads what training left in a run's directory: the model, and where the time of a step went.
 
-Called by `evaluate` and `sample`, and by `train` and `demo`.
+Called by `evaluate`, `sample` and `serving`, and by `train` and `demo`.
 """
 
 import json
@@ -19,12 +19,20 @@ def load_model(config: Config) -> LayeredPipeline:
     Raises:
         UserError: there is none, or it is damaged; says which command makes one.
     """
-    path = RunDir(storage.absolute(config.run)).model
+    path = model_directory(config.run)
     command = f"layered train --preset {config.preset} --run {config.run}"
     try:
         return LayeredPipeline.from_pretrained(path)
     except (FileNotFoundError, ValueError) as error:
         raise UserError(f"run={config.run!r}: {error}; `{command}` makes it") from error
+
+
+def model_directory(run: str) -> str:
+    """Where the model of a run is, or of what is a model's directory itself, as `layered export` writes them."""
+    path = storage.absolute(run)
+    if storage.exists(storage.join(path, "config.json")):
+        return path
+    return RunDir(path).model
 
 
 def step_split(layout: RunDir) -> str:

@@ -22,7 +22,7 @@ from pipelines import cli, storage
 from pipelines.config import Config, UserError
 from pipelines.errors import StageFailed
 from pipelines.grid import contact_sheet, png_bytes
-from pipelines.runs import load_model
+from pipelines.runs import load_model, model_directory
 from pipelines.schema import RunDir
 from pipelines.serving.answers import EncodedPicture, EncodedPreview, ServedModel
 from pipelines.serving.client import KEY_VARIABLE, Client
@@ -70,9 +70,7 @@ def check(config: Config) -> list[str]:
     """
     pipeline = _load(config)
     resolutions = ", ".join(map(str, pipeline.resolutions))
-    return [
-        f"draw pictures of {resolutions} pixels with {RunDir(storage.absolute(config.run)).model}"
-    ]
+    return [f"draw pictures of {resolutions} pixels with {model_directory(config.run)}"]
 
 
 def run(

@@ -4,6 +4,7 @@ No field has a default here: ``ray_config.yaml`` is the one place where values l
 that begins with the field's name; `config` puts the section's before it.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -228,7 +229,8 @@ class SampleConfig:
         check_positive(self, "num_steps")
         check_not_negative(self, "guidance")
         check_fraction(self, "fuse_weight")
-        check(min(self.layer_guidance, default=0) >= 0, "layer_guidance", self, "0 or above")
+        known = all(0 <= scale < math.inf for scale in self.layer_guidance)
+        check(known, "layer_guidance", self, "0 or above")
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -438,13 +440,13 @@ def check(condition: bool, name: str, section: object, expected: str) -> None:
 def check_positive(section: object, *names: str) -> None:
     """Refuses values of 0 or below."""
     for name in names:
-        check(getattr(section, name) > 0, name, section, "above 0")
+        check(0 < getattr(section, name) < math.inf, name, section, "above 0")
 
 
 def check_not_negative(section: object, *names: str) -> None:
     """Refuses values below 0."""
     for name in names:
-        check(getattr(section, name) >= 0, name, section, "0 or above")
+        check(0 <= getattr(section, name) < math.inf, name, section, "0 or above")
 
 
 def check_fraction(section: object, name: str) -> None:

@@ -12,7 +12,9 @@ import concurrent.futures
 import contextlib
 import datetime
 import errno
+import functools
 import importlib.util
+import logging
 import os
 import secrets
 import shutil
@@ -21,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 READS_AHEAD = 16
 """Files fetched at once from an object store; a reader waits for the network, not for its CPU."""
@@ -287,7 +291,10 @@ def _remote(path: str) -> tuple[Any, str]:
     import fsspec
 
     if not _is_s3(path):
-        filesystem, name = fsspec.core.url_to_fs(path)
+        try:
+            filesystem, name = fsspec.core.url_to_fs(path)
+        except (ImportError, ValueError) as error:  # its package is not here, or nobody knows it
+            raise UserError(f"{path!r}: {error}") from error
         return filesystem, name
     import s3fs.core
 
@@ -302,13 +309,31 @@ def _remote(path: str) -> tuple[Any, str]:
     return filesystem, name
 
 
+def refusal(error: Exception) -> str | None:
+    """Why an object store, or what stands before it, did not do what it was asked; None for errors of another kind."""
+    if not type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp")):
+        return None
+    endpoint = os.environ.get("AWS_ENDPOINT_URL")
+    return f"object store{f' {endpoint}' if endpoint else ''}: {error}"
+
+
 def _passes(error: Exception) -> bool:
     """Whether a request that failed may succeed later; s3fs knows of lost connections, but not of these."""
     from botocore.exceptions import ClientError, ConnectionError
 
     if isinstance(error, ClientError):
-        return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) >= 500
-    return isinstance(error, ConnectionError)  # refused
+        passes = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) >= 500
+    else:
+        passes = isinstance(error, ConnectionError)  # refused
+    if passes:
+        _tell_once(str(refusal(error)))
+    return passes
+
+
+@functools.cache
+def _tell_once(cause: str) -> None:
+    """Whoever waits should know for what."""
+    logger.warning("%s; it is asked again for about two minutes a request", cause)
 
 
 def _sync_directory(directory: Path) -> None:

@@ -27,13 +27,18 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import cli, jobs, paths
-from pipelines.commands import CHAINABLE, FOLDER_OPTIONS, SUBMITTABLE, stage_parser
+from pipelines.commands import (
+    CHAINABLE,
+    DISTRIBUTION,
+    FOLDER_OPTIONS,
+    SUBMITTABLE,
+    stage_parser,
+)
 from pipelines.errors import UserError
 from pipelines.session import event, joining_auth_mode
 
 logger = logging.getLogger(__name__)
 
-DISTRIBUTION = "layered-diffusion-ray"
 CONSTRAINTS = "constraints.txt"
 INTERRUPTED = 130
 
@@ -224,7 +229,9 @@ def describe(options: Options) -> Job:
         facts |= about
         relative |= {key: path for key, path in named.items() if path and _is_relative(path)}
     if relative:
-        event(logger, "note", home="of Ray's user on the head, where these are", **relative)
+        event(
+            logger, "note", relative_to="the home directory of Ray's user on the head", **relative
+        )
     commands = [["python", "-m", f"pipelines.{name}", *arguments] for name in names]
     chained = ["bash", "-c", " && ".join(map(shlex.join, commands))]
     return Job(

@@ -14,14 +14,14 @@ from collections.abc import Iterator
 
 from layered_model import checkpoint
 from layered_model.growth import check_growth
-from pipelines import paths, running_score, storage, trackers
+from pipelines import paths, recipe, running_score, storage, trackers
 from pipelines.checkpoints import newest
 from pipelines.config import Config, differences, from_yaml, to_yaml
 from pipelines.dataset import PreparedDataset
 from pipelines.errors import StageFailed, UserError
 from pipelines.runs import split_text, step_split
 from pipelines.schema import RunDir
-from pipelines.session import Needs, Progress, connect, event
+from pipelines.session import Needs, Progress, connect, event, warning
 
 logger = logging.getLogger(__name__)
 
@@ -91,10 +91,16 @@ def check(config: Config) -> list[str]:
     if trained >= train.num_images:
         return [f"run {layout.path} is finished: {trained} of {train.num_images} pictures"]
     running_score.check(config, dataset)
-    return [
+    lines = [
         f"run {layout.path} would train on {train.num_images} pictures "
         f"({train.num_images / num_rows:.1f} times {num_rows}) with {train.num_workers} workers"
     ]
+    if (reached := recipe.peak_learning_rate(train)) < 0.99 * train.learning_rate:
+        lines.append(
+            f"the learning rate reaches {reached:.2g} of {train.learning_rate:.2g}: train.warmup_images={train.warmup_images} "
+            f"and train.cooldown_images={train.cooldown_images} are more than train.num_images={train.num_images}"
+        )
+    return lines
 
 
 def needs(config: Config) -> Needs:
@@ -120,7 +126,8 @@ def run(config: Config) -> str:
         UserError: as `check`, or the cluster has no room for the workers.
         StageFailed: workers were lost more often than ``train.max_failures``.
     """
-    check(config)
+    for line in check(config)[1:]:
+        warning(logger, "note", what=line)
     layout = RunDir(storage.absolute(config.run))
     if (trained := _num_images_trained(layout)) >= config.train.num_images:
         event(logger, "kept", model=layout.model, images=trained, state="finished already")

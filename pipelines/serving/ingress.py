@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 from layered_model.checkpoint import load_config as load_model_config
 from pipelines import paths, storage
 from pipelines.config import Config, UserError, load_run_config
-from pipelines.schema import RunDir
+from pipelines.runs import model_directory
 from pipelines.sections import ServeConfig
 from pipelines.serving.api import create_app
 from pipelines.serving.clients import load_keys
@@ -162,7 +162,7 @@ def require_model(config: Config) -> str:
     Raises:
         UserError: there is none, or its configuration is damaged.
     """
-    model = RunDir(storage.absolute(config.run)).model
+    model = model_directory(config.run)
     try:
         load_model_config(model)
     except (FileNotFoundError, ValueError) as error:

@@ -396,5 +396,7 @@ def test_weights_of_another_network_are_named(pipe, tmp_path):
     description = json.loads(path.read_text())
     description["network"]["channels"][0] *= 2
     path.write_text(json.dumps(description))
-    with pytest.raises(ValueError, match=r"its weights are not of the network that its config\.json"):
+    with pytest.raises(
+        ValueError, match=r"its weights are not of the network that its config\.json"
+    ):
         LayeredPipeline.from_pretrained(tmp_path)

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import types
+from importlib.metadata import version
 
 import pytest
 
@@ -102,6 +103,12 @@ def test_without_preset_the_configuration_of_the_run_is_used(stage, tmp_path) ->
             "sample.num_steps=2, --run (--num-steps,",
         ),
         (["sample", "x", "--server", ""], "server='' must be a URL such as http://"),
+        (["sample", "a", "red", "apple", "--run", "x"], "'red': put the whole prompt in quotes"),
+        (["train", "--run", "x", "--config", "y.yaml"], "--config y.yaml is read with --preset"),
+        (["train", "--run", "s4://x/y"], "'s4://x/y/config.yaml': Protocol not known: s4"),
+        (["sample", "x", "--preset", "demo", "--guidance", "inf"], "sample.guidance=inf must be"),
+        (["train", "--preset", "demo", "--run", "x/../y", "--dataset", "y"], "run='x/../y' must"),
+        (["ablate", "e3", "--data", "nope", "--dry-run"], "--data nope: there is no such folder"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(capsys, arguments, message) -> None:
@@ -109,6 +116,61 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(capsys, arguments, message)
     shown = capsys.readouterr().err
     assert shown.startswith(f"error: {message}")
     assert shown.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "Is a directory"),
+        (b"\xff", "can't decode byte 0xff"),
+        (b"{}", "preset: missing"),
+    ],
+)
+def test_a_runs_configuration_that_cannot_be_used_is_told(
+    tmp_path, capsys, content, message
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.mkdir() if content is None else path.write_bytes(content)
+    assert cli.main(["config", "--run", str(tmp_path)]) == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert "config.yaml" in shown
+    assert shown.count("\n") == 1
+    assert cli.main(["config", "--run", str(path / "more")]) == 2  # a file's name for a directory's
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("base: {}\npresets:\n", "presets must hold names"),
+        ("base: {}\npresets: 3\n", "presets must hold names"),
+        ("base: {}\npresets: [1]\n", "presets must hold names"),
+    ],
+)
+def test_a_configuration_file_without_presets_is_told(tmp_path, capsys, content, message) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    assert cli.main(["config", "--preset", "demo", "--config", str(path)]) == 2
+    assert f"error: config file {path}: {message}" in capsys.readouterr().err
+
+
+def test_what_an_object_store_refuses_is_one_line(stage, capsys) -> None:
+    from botocore.exceptions import NoCredentialsError
+
+    def fail(config):
+        raise NoCredentialsError
+
+    stage.run = fail
+    assert cli.main(["train", "--preset", "demo"]) == 1
+    assert capsys.readouterr().err == "error: object store: Unable to locate credentials\n"
+
+
+def test_the_version_is_that_of_the_package(capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"layered-diffusion-ray {version('layered-diffusion-ray')}\n"
 
 
 def test_a_mistake_found_inside_a_ray_task_is_told_without_its_traceback(stage, capsys) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -158,6 +159,18 @@ def test_what_is_wrong_is_an_exit_code(dataset, capsys) -> None:
     (dataset / "null_text.npy").unlink()
     assert inspect(dataset, "--no-sheet", "--check") == 1
     assert "checked: 1 problems" in capsys.readouterr().out
+
+
+def test_a_check_tells_of_every_file_that_cannot_be_read(dataset, capsys) -> None:
+    train = dataset / "train" / "00000.parquet"
+    train.write_bytes(train.read_bytes()[:-100])
+    shutil.rmtree(dataset / "val")
+    assert inspect(dataset, "--check") == 1
+    told = capsys.readouterr().out
+    assert "train/00000.parquet: " in told
+    assert "val/00000.parquet: " in told
+    assert inspect(dataset) == 2
+    assert "; --check looks at all files" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

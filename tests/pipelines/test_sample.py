@@ -68,6 +68,17 @@ def test_a_file_name_is_short_and_stays_in_its_folder(prompt: str, name: str) ->
     assert sample.slug(prompt) == name
 
 
+def test_a_models_own_directory_draws_with_a_presets_settings(trained, tmp_path, capsys) -> None:
+    model = Path(trained.run, "model").rename(tmp_path / "exported")
+    words = ["a red apple", "--run", str(model), "--num-images", "1", "sample.num_steps=2"]
+    assert cli.main(["sample", *words]) == 2
+    assert "is a model's directory, without the settings of a run: give --preset" in (
+        capsys.readouterr().err
+    )
+    assert cli.main(["sample", *words, "--preset", "demo"]) == 0
+    assert (model / "samples" / "a-red-apple-0-32px.png").exists()
+
+
 def test_a_run_without_a_model_says_what_makes_one(trained, tmp_path) -> None:
     empty = dataclasses.replace(trained, run=str(tmp_path / "nothing"))
     with pytest.raises(UserError, match=r"nothing/model.*`layered train --preset demo --run"):

@@ -10,7 +10,7 @@ from layered_model import LayeredPipeline
 from pipelines import prepare, train
 from pipelines.config import UserError
 from pipelines.dataset import PreparedDataset
-from pipelines.recipe import fresh_network, learning_rate, random_crop
+from pipelines.recipe import fresh_network, learning_rate, peak_learning_rate, random_crop
 from pipelines.running_score import RunningScore
 from tests.pipelines.conftest import SMALL_MODEL
 
@@ -30,6 +30,17 @@ def test_the_learning_rate_warms_up_stays_and_cools_down(configure) -> None:
     config = configure(*SMALL_MODEL, *TINY, "train.warmup_images=16", "train.cooldown_images=16")
     rates = [learning_rate(config.train, n) / config.train.learning_rate for n in range(0, 48, 8)]
     assert rates == pytest.approx([0.5, 1, 1, 1, 1, 0.5])
+    assert peak_learning_rate(config.train) == config.train.learning_rate
+
+
+def test_a_training_too_short_for_its_learning_rate_is_told(configure, prepared) -> None:
+    config = configure(*SMALL_MODEL, *TINY, "train.warmup_images=16", "train.cooldown_images=64")
+    peak = peak_learning_rate(config.train)
+    assert peak == max(learning_rate(config.train, n) for n in range(0, 48, 8))
+    assert peak < config.train.learning_rate
+    _, told = train.check(config)
+    assert told.startswith(f"the learning rate reaches {peak:.2g} of")
+    assert "train.cooldown_images=64" in told
 
 
 def _with(config, run: str, num_images: int, **settings: object):
