@@ -242,7 +242,7 @@ class LayeredPipeline:
             raise ValueError("prompt=[] must hold at least one prompt")
         seeds = (
             [int(seed) + i for i in range(len(prompts))]
-            if isinstance(seed, Integral)
+            if isinstance(seed, int | Integral)
             else list(seed)
         )
         if len(seeds) != len(prompts):
@@ -390,7 +390,7 @@ class LayeredPipeline:
             prompt=prompt,
             negative=self._place(negative),
             guidance=Guidance(
-                scale=float(guidance) if isinstance(guidance, Real) else tuple(guidance),
+                scale=float(guidance) if isinstance(guidance, float | Real) else tuple(guidance),
                 **({"logsnr_interval": guidance_interval} if guidance_interval else {}),
             ),
             layer_prompts=self._by_layer(layer_prompts),

@@ -237,7 +237,9 @@ def describe(name: str, *, revision: str | None = None, max_tokens: int) -> Enco
             commit = _commit(source, revision)
             config = AutoConfig.from_pretrained(source, revision=commit).to_dict()
         except (OSError, ValueError) as error:
-            raise ValueError(_unavailable(name, error)) from error
+            raise ValueError(
+                f"{_unavailable(name, error)} (neither a directory here, nor to be had from the model hub)"
+            ) from error
         weights = f"{name}@{commit}"
     text = {**config, **(config.get("text_config") or {})}  # CLIP has one of each tower
     width = text.get("d_model") or text["hidden_size"]
@@ -284,6 +286,8 @@ def content_hash(directory: Path) -> str:
 def _source(name: str) -> str:
     """What transformers calls it: a directory for ``package:name/path``, otherwise the name itself."""
     if not name.startswith("package:"):
+        if (name.startswith(("/", ".", "~")) or name.count("/") > 1) and not Path(name).is_dir():
+            raise ValueError(f"text encoder {name!r}: there is no such directory")
         return name
     package, _, inside = name.removeprefix("package:").partition("/")
     spec = importlib.util.find_spec(package)  # finds it without importing it

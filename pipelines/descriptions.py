@@ -45,7 +45,7 @@ STAGES = {
     "export": Stage(
         summary="checkpoint -> model",
         description="Writes the averaged weights of a run's newest checkpoint, or of another, as a model's directory. Training\n"
-        "does so by itself at its end.",
+        "does so by itself at its end. `layered sample` and `layered serve` take the directory as --run, with a --preset.",
         example="layered export runs/coco512 --num-images 5000000 --output models/early",
     ),
     "status": Stage(

@@ -88,8 +88,8 @@ def _question(found: Findings, failed: Mapping[str, str]) -> Iterator[Part]:
         f"{len(finished)} of {len(grid.cells)} runs are there. "
         f"Cells are compared with {'; with '.join(found.groups)}."
     )
-    for cell, other in found.same.items():
-        yield Text(f"{cell} comes to the very runs of {other}, and is not compared again.")
+    for name, other in found.same.items():
+        yield Text(f"{name} comes to the very runs of {other}, and is not compared again.")
     if grid.options.scale == "small":
         yield Text(
             "This is the small version: a small network, trained for about a minute on few pictures and scored with "

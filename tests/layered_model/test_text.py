@@ -193,11 +193,21 @@ def test_an_encoder_of_the_hub_is_known_by_its_commit(hub):
     [
         ("package:no_such_package/model", "package 'no_such_package' is not installed"),
         ("package:layered_model/nothing", "there is no folder 'nothing' in the package"),
+        ("/no/such/encoder", "'/no/such/encoder': there is no such directory"),
+        ("./encoder", "there is no such directory"),
+        ("models/t5/base", "there is no such directory"),
     ],
 )
 def test_missing_encoder_is_told(name, message):
     with pytest.raises(ValueError, match=message):
         describe(name, max_tokens=8)
+
+
+def test_a_name_that_the_hub_does_not_have_may_be_a_mistyped_directory(hub):
+    with pytest.raises(
+        ValueError, match=r"models/t5.*neither a directory here, nor to be had from"
+    ):
+        describe("models/t5", max_tokens=8)
 
 
 def test_directory_without_weights_is_told(t5, tmp_path):

@@ -214,7 +214,7 @@ def test_relative_paths_are_told_to_be_of_the_clusters_home(caplog, tmp_path, mo
     caplog.set_level("INFO")
     described("prepare,train", "--preset", "demo", "--run", "/runs/1")
     (note,) = caplog.messages
-    assert "home=" in note
+    assert "home directory of Ray" in note
     assert note.endswith(" dataset=datasets/demo")
     caplog.clear()
     monkeypatch.chdir(tmp_path)
