@@ -155,6 +155,7 @@ def _export(options: argparse.Namespace) -> int:
         options.run,
         options.output,
         options.num_images,
+        ema_width=options.ema_width,
         with_text_encoder=options.with_text_encoder,
     )
     return 0

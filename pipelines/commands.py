@@ -182,6 +182,12 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
         "--num-images", type=int, metavar="N", help="pictures seen by the checkpoint (the newest)"
     )
     parser.add_argument(
+        "--ema-width",
+        type=float,
+        metavar="W",
+        help="average of another relative width, of what train.ema_snapshot_widths kept (RUN/model_W)",
+    )
+    parser.add_argument(
         "--with-text-encoder",
         action="store_true",
         help="put the text encoder beside the network, so that nothing else is needed for drawing",

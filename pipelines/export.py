@@ -7,12 +7,15 @@ Training writes ``RUN/model`` at its end. Before that, and for checkpoints that 
 import logging
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+
+from torch import Tensor
 
 from layered_model import checkpoint
 from layered_model.checkpoint import TEXT_ENCODER, ModelConfig
 from layered_model.text import EncoderInfo
-from pipelines import storage
+from pipelines import snapshots, storage
 from pipelines.checkpoints import Store
 from pipelines.errors import UserError
 from pipelines.schema import RunDir
@@ -26,14 +29,16 @@ def run(
     output: str | None = None,
     num_images: int | None = None,
     *,
+    ema_width: float | None = None,
     with_text_encoder: bool = False,
 ) -> str:
     """Writes a model.
 
     Args:
         run: directory of the run.
-        output: the model's directory; by default ``RUN/model``.
+        output: the model's directory; by default ``RUN/model``, and ``RUN/model_WIDTH`` of another width.
         num_images: pictures seen by the checkpoint that is taken; by default the newest that is sound.
+        ema_width: relative width of an average of the snapshots of ``train.ema_snapshot_widths``; by default training's.
         with_text_encoder: puts the text encoder beside the network, so that the directory is all that drawing needs.
 
     Returns:
@@ -43,6 +48,29 @@ def run(
         UserError: there is no such checkpoint, or it is damaged; the text encoder is not to be had, or not that of training.
     """
     layout = RunDir(storage.absolute(run))
+    if ema_width is None:
+        config, weights = _of_checkpoint(run, layout, num_images)
+        path = layout.model
+    else:
+        config, weights = snapshots.reconstruct(layout, ema_width, num_images)
+        path = f"{layout.model}_{ema_width}"
+    if output is not None:
+        path = storage.absolute(output)
+    with tempfile.TemporaryDirectory(prefix="export-") as directory:
+        encoder = None
+        if with_text_encoder:
+            encoder = Path(directory, TEXT_ENCODER)
+            _copy_text_encoder(config.text, encoder, storage.join(path, TEXT_ENCODER))
+        for name, content in checkpoint.encode(config, weights, encoder).items():
+            storage.write_atomically(storage.join(path, name), content)
+    event(logger, "wrote", model=path, images=config.num_images_trained)
+    return path
+
+
+def _of_checkpoint(
+    run: str, layout: RunDir, num_images: int | None
+) -> tuple[ModelConfig, Mapping[str, Tensor]]:
+    """Configuration and averaged weights."""
     store = Store(layout.checkpoints)
     found = [about.num_images for about in store.all()]
     if num_images is not None and num_images not in found:
@@ -59,18 +87,7 @@ def run(
             f"run={run!r}: {store.directory} holds no checkpoint that is sound; "
             "`layered train` writes the first after train.checkpoint_every_images pictures"
         )
-    config = ModelConfig.from_dict(state["model"])
-    path = layout.model if output is None else storage.absolute(output)
-    weights = state["averages"][0]["weights"]
-    with tempfile.TemporaryDirectory(prefix="export-") as directory:
-        encoder = None
-        if with_text_encoder:
-            encoder = Path(directory, TEXT_ENCODER)
-            _copy_text_encoder(config.text, encoder, storage.join(path, TEXT_ENCODER))
-        for name, content in checkpoint.encode(config, weights, encoder).items():
-            storage.write_atomically(storage.join(path, name), content)
-    event(logger, "wrote", model=path, images=config.num_images_trained)
-    return path
+    return ModelConfig.from_dict(state["model"]), state["averages"][0]["weights"]
 
 
 def _copy_text_encoder(info: EncoderInfo, local: Path, path: str) -> None:

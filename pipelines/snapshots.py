@@ -3,9 +3,7 @@
 How long weights should be averaged depends on what is done with them, and is known only when they can be scored. With
 ``train.ema_snapshot_widths`` set, training tracks an average of each of these widths and keeps it at every checkpoint;
 `reconstruct` turns what was kept into the average of another width (see `layered_model.ema`). A snapshot is a model's directory
-of its own, as large as the model: ``RUN/snapshots/000250000_0.05``. Called by `trainer`, and by whoever compares widths:
-
-    python -c "from pipelines.snapshots import reconstruct; print(reconstruct('runs/coco512', 0.08))"
+of its own, as large as the model: ``RUN/snapshots/000250000_0.05``. Called by `trainer` and `export`.
 """
 
 import dataclasses
@@ -31,22 +29,22 @@ def save(
             storage.write_atomically(storage.join(layout.snapshots, name, file), content)
 
 
-def reconstruct(run: str, relative_width: float, num_images: int | None = None) -> str:
-    """Writes a model with an average of another width.
+def reconstruct(
+    layout: RunDir, relative_width: float, num_images: int | None = None
+) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """A model with an average of another width.
 
     Args:
-        run: directory of a run that kept snapshots.
+        layout: of a run that kept snapshots.
         relative_width: in (0, 0.28]; near or between the widths that were tracked it is most exact.
         num_images: after how many pictures; by default at the last snapshot.
 
     Returns:
-        The model's directory, ``RUN/model_0.08``.
+        Its configuration and weights.
 
     Raises:
-        UserError: if there are no snapshots.
-        ValueError: if the width is impossible or the pictures are more than the last snapshot's.
+        UserError: there are no snapshots, the width is impossible, or the pictures are more than the last snapshot's.
     """
-    layout = RunDir(storage.absolute(run))
     found = sorted(_snapshots(layout))
     if not found:
         raise UserError(
@@ -56,14 +54,12 @@ def reconstruct(run: str, relative_width: float, num_images: int | None = None) 
     config = checkpoint.load(last)[0]
     at = config.num_images_trained if num_images is None else num_images
     profiles = [Profile(float(n.split("_")[1]), int(n.split("_")[0])) for n in found]
-    shares = reconstruction(profiles, Profile(relative_width, at))
+    try:
+        shares = reconstruction(profiles, Profile(relative_width, at))
+    except ValueError as error:
+        raise UserError(f"--ema-width {relative_width}: {error}") from error
     config = dataclasses.replace(config, num_images_trained=at)
-    path = f"{layout.model}_{relative_width}"
-    for file, content in checkpoint.encode(
-        config, combine(shares, _weights(layout, found))
-    ).items():
-        storage.write_atomically(storage.join(path, file), content)
-    return path
+    return config, combine(shares, _weights(layout, found))
 
 
 def _snapshots(layout: RunDir) -> list[str]:

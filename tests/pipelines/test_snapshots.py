@@ -8,7 +8,7 @@ import torch
 
 from layered_model import LayeredPipeline, LayeredUNet, checkpoint
 from layered_model.ema import PowerEMA
-from pipelines import snapshots
+from pipelines import cli, export, snapshots
 from pipelines.config import UserError
 from pipelines.schema import RunDir
 
@@ -39,7 +39,7 @@ def run(trained):
 
 def test_another_width_is_made_from_what_a_run_kept(run) -> None:
     path, (narrow, wide), third = run
-    made = LayeredPipeline.from_pretrained(snapshots.reconstruct(path, 0.08))
+    made = LayeredPipeline.from_pretrained(export.run(path, ema_width=0.08))
     assert made.config.num_images_trained == 5 * EVERY
     for name, weight in made.network.state_dict().items():
         apart = (narrow.weights[name] - wide.weights[name]).norm()
@@ -48,21 +48,28 @@ def test_another_width_is_made_from_what_a_run_kept(run) -> None:
 
 def test_a_tracked_width_comes_back(run) -> None:
     path, (narrow, _), _ = run
-    made = LayeredPipeline.from_pretrained(snapshots.reconstruct(path, 0.05))
+    made = LayeredPipeline.from_pretrained(export.run(path, ema_width=0.05))
     for name, weight in made.network.state_dict().items():
         torch.testing.assert_close(weight, narrow.weights[name], rtol=1e-4, atol=1e-4)
 
 
 def test_an_unfinished_snapshot_is_left_out(run) -> None:
     path, *_ = run
-    before = snapshots.reconstruct(path, 0.08)
+    before = export.run(path, ema_width=0.08)
     weights = LayeredPipeline.from_pretrained(before).weights_sha256
     Path(path, "snapshots/000000000999_0.05").mkdir()
     assert (
-        LayeredPipeline.from_pretrained(snapshots.reconstruct(path, 0.08)).weights_sha256 == weights
+        LayeredPipeline.from_pretrained(export.run(path, ema_width=0.08)).weights_sha256 == weights
     )
 
 
 def test_a_run_without_snapshots_says_how_to_keep_them(trained) -> None:
     with pytest.raises(UserError, match=r"train with train.ema_snapshot_widths=\[0.05,0.1\]"):
-        snapshots.reconstruct(trained.run, 0.08)
+        export.run(trained.run, ema_width=0.08)
+
+
+def test_an_impossible_width_is_told(run, capsys) -> None:
+    path, *_ = run
+    assert cli.main(["export", path, "--ema-width", "0.5"]) == 2
+    assert capsys.readouterr().err.startswith("error: --ema-width 0.5: ")
+    assert not Path(path, "model_0.5").exists()
