@@ -127,11 +127,12 @@ class Experiment:
         return [dict(pairs) for pairs in itertools.product(*each)]
 
     def compared_with(self, cell: Mapping[str, str]) -> list[dict[str, str]]:
-        """The cells that one is compared with, in the order of `baselines`."""
+        """The cells that one is compared with, in the order of `baselines`; no two cells are compared both ways round."""
         there, found = self.combinations(), []
-        for baseline in self.baselines:
+        for number, baseline in enumerate(self.baselines):
             other = {**cell, **baseline}
-            if other != cell and other in there and other not in found:
+            turned = any({**other, **earlier} == cell for earlier in self.baselines[:number])
+            if other != cell and other in there and other not in found and not turned:
                 found.append(other)
         return found
 

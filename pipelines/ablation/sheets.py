@@ -44,8 +44,10 @@ def _sheet(cells: Sequence[Cell], size: int) -> Image.Image:
     chosen = choose_captions(dataset, options.split, options.num_images, first.config.seed)
     chosen = chosen[: min(NUM_CAPTIONS, *(cell.config.evaluate.num_kept for cell in cells))]
     columns = {"real": _real(cells, size, dataset, [caption.row for caption in chosen])}
+    shown: set[str] = set()  # what are the same runs, once
     for cell in cells:
-        if size in cell.training.config.model.layers:
+        if size in cell.training.config.model.layers and cell.path not in shown:
+            shown.add(cell.path)
             columns[" / ".join(cell.levels.values())] = list(
                 kept_pictures(cell, size)[: len(chosen)].numpy()
             )

@@ -53,6 +53,15 @@ def test_a_cell_is_compared_with_every_baseline_that_is_there(text):
     assert found.compared_with(few) == [{"noise": "sinc", "steps": "many"}]
 
 
+def test_no_two_cells_are_compared_both_ways_round(text):
+    both = "[{noise: sinc, steps: many}, {noise: sinc, steps: few}]"
+    found = experiment.read(text.replace("[{noise: sinc, steps: many}]", both), "x.yaml")
+    many, few = ({"noise": "sinc", "steps": steps} for steps in ("many", "few"))
+    assert found.compared_with(few) == [many]
+    assert found.compared_with(many) == []
+    assert found.compared_with({"noise": "box", "steps": "few"}) == [many, few]
+
+
 @pytest.mark.parametrize(
     ("before", "after", "said"),
     [
