@@ -42,9 +42,13 @@ class SamplingDefaults:
     "Steps of a picture."
     guidance: float
     "w in uncond + w (cond - uncond); 1 is off."
+    fuse_weight: float = 1.0
+    "How far lower layers decide their band of the picture, in [0, 1]; 0 is the top layer alone."
 
     def __post_init__(self) -> None:
         make_stepper(self.sampler)
+        if not 0 <= self.fuse_weight <= 1:
+            raise ValueError(f"fuse_weight={self.fuse_weight} must be from 0 to 1")
         if self.num_steps < 1:
             raise ValueError(f"num_steps={self.num_steps} must be at least 1")
         if not math.isfinite(self.guidance):

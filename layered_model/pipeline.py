@@ -201,7 +201,7 @@ class LayeredPipeline:
         sampler: SamplerKind | None = None,
         eta: float | None = None,
         threshold: float | None = None,
-        fuse_weight: float = 1.0,
+        fuse_weight: float | None = None,
         resolution: int | None = None,
         hand_over: float | None = None,
         image: Pictures | None = None,
@@ -223,7 +223,8 @@ class LayeredPipeline:
             sampler: See `layered_model.steppers`.
             eta: Fresh noise per step for 'ddim', from 0 to 1.
             threshold: Quantile of dynamic thresholding, e.g. 0.995, against the glare of strong guidance; None clamps.
-            fuse_weight: 1 lets each layer decide its own band; 0 believes the top alone, as models without shared noise do.
+            fuse_weight: 1 lets each layer decide its own band; 0 believes the top alone, as models without shared noise do. For
+                None the model's default, and 1 where layers have guidance of their own, which acts on their bands.
             resolution: Stop at this resolution, and save the time of those above.
             hand_over: Logsnr of the reference below which the lowest layer runs alone, e.g. -4, which saves time.
             image: Where to start from, of a resolution of the model and at least as large as what is drawn; one, or one a prompt.
@@ -290,7 +291,7 @@ class LayeredPipeline:
         sampler: SamplerKind | None = None,
         eta: float | None = None,
         threshold: float | None = None,
-        fuse_weight: float = 1.0,
+        fuse_weight: float | None = None,
         resolution: int | None = None,
         hand_over: float | None = None,
         image: Tensor | None = None,
@@ -348,7 +349,7 @@ class LayeredPipeline:
         sampler: SamplerKind | None = None,
         eta: float | None = None,
         threshold: float | None = None,
-        fuse_weight: float = 1.0,
+        fuse_weight: float | None = None,
         resolution: int | None = None,
         hand_over: float | None = None,
         image: Tensor | None = None,
@@ -368,6 +369,9 @@ class LayeredPipeline:
         defaults = self.config.sampling
         if guidance is None:
             guidance = defaults.guidance
+        scale = float(guidance) if isinstance(guidance, float | Real) else tuple(guidance)
+        if fuse_weight is None:
+            fuse_weight = 1.0 if isinstance(scale, tuple) else defaults.fuse_weight
         plan = Plan(
             num_steps=defaults.num_steps if num_steps is None else num_steps,
             sampler=sampler or defaults.sampler,
@@ -390,7 +394,7 @@ class LayeredPipeline:
             prompt=prompt,
             negative=self._place(negative),
             guidance=Guidance(
-                scale=float(guidance) if isinstance(guidance, float | Real) else tuple(guidance),
+                scale=scale,
                 **({"logsnr_interval": guidance_interval} if guidance_interval else {}),
             ),
             layer_prompts=self._by_layer(layer_prompts),

@@ -44,7 +44,10 @@ def model_config(config: Config, dataset: PreparedDataset, num_images: int) -> M
 def sampling_defaults(sample: SampleConfig) -> SamplingDefaults:
     """What is drawn with where nothing else is asked for."""
     return SamplingDefaults(
-        sampler=sample.sampler, num_steps=sample.num_steps, guidance=sample.guidance
+        sampler=sample.sampler,
+        num_steps=sample.num_steps,
+        guidance=sample.guidance,
+        fuse_weight=sample.fuse_weight,
     )
 
 

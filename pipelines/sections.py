@@ -231,6 +231,11 @@ class SampleConfig:
         check_fraction(self, "fuse_weight")
         known = all(0 <= scale < math.inf for scale in self.layer_guidance)
         check(known, "layer_guidance", self, "0 or above")
+        if len(set(self.layer_guidance)) > 1 and self.fuse_weight == 0:
+            raise ValueError(
+                f"layer_guidance={self.layer_guidance} acts on the layers' bands of the picture, so that fuse_weight must be "
+                "above 0, for example 1"
+            )
 
     @property
     def arguments(self) -> dict[str, Any]:

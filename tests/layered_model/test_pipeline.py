@@ -171,6 +171,13 @@ def test_thresholding_and_the_weight_of_fused_heads_matter(pipe):
         return pipe("cat", guidance=20.0, **options).images[16][0]
 
     assert not close(draw(), draw(fuse_weight=0.0))
+    assert close(draw(), draw(fuse_weight=1.0))  # of a model that says nothing else
+    alone = copy.copy(pipe)
+    sampling = replace(pipe.config.sampling, fuse_weight=0.0)
+    alone.config = replace(pipe.config, sampling=sampling)
+    assert close(alone("cat", guidance=20.0).images[16][0], draw(fuse_weight=0.0))
+    each = alone("cat", guidance=[20.0, 20.0]).images[16][0]
+    assert close(each, draw())  # guidance of each layer acts on its band
     assert not close(draw(), draw(threshold=1.0))
 
 

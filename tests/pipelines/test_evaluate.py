@@ -305,7 +305,7 @@ def test_captions_of_layers_make_other_pictures_and_keep_features_apart(config) 
 
 def test_sampling_s_settings_reach_the_pictures(config) -> None:
     def drawn(**changes: object) -> bytes:
-        sample = dataclasses.replace(config.sample, num_steps=4, **changes)
+        sample = dataclasses.replace(config.sample, num_steps=4, **{"fuse_weight": 1.0, **changes})
         work = evaluation.Plan.of(dataclasses.replace(config, sample=sample)).work
         return extraction.Draw(work)({"series": 0, "shard": 1})["32"]
 
