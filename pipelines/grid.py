@@ -27,7 +27,7 @@ _MARGIN = 24  # around the sheet and between blocks
 _FONT = 16
 _LINE = 20  # height of a line of text
 _LINES_BELOW = 3  # of a caption below its picture
-_LINES_ABOVE = 4  # of a column's heading
+_LINES_ABOVE = 6  # of a column's heading
 _SMALL_TILE = 96  # least side of a tile where there are many columns
 _INK, _FAINT, _FRAME, _PAPER = "#1c1c22", "#76767f", "#dcdce2", "#ffffff"
 
