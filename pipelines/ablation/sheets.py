@@ -11,6 +11,7 @@ from PIL import Image
 
 from layered_model.diffusion import LayeredDiffusion
 from pipelines.ablation.control import kept_pictures
+from pipelines.ablation.experiment import needs_data
 from pipelines.ablation.grid import Cell, Grid
 from pipelines.dataset import PreparedDataset
 from pipelines.drawing import choose_captions, real_pictures, texts_of
@@ -20,9 +21,12 @@ NUM_CAPTIONS = 6
 
 
 def of_grid(grid: Grid) -> Iterator[tuple[str, Image.Image]]:
-    """A sheet for each data set and resolution, the highest first, of the first seed that has any; each with a name."""
+    """A sheet for each data set and resolution, the highest first, of the first seed that has any; each with a name.
+
+    What ``--data`` names is left out: a report is passed on, and those pictures may not be.
+    """
     for seed in grid.seeds:
-        drawn = [cell for cell in grid.cells if cell.finished and cell.seed == seed]
+        drawn = [cell for cell in shown_cells(grid) if cell.seed == seed]
         if not drawn:
             continue
         groups: dict[str, list[Cell]] = {}
@@ -34,6 +38,17 @@ def of_grid(grid: Grid) -> Iterator[tuple[str, Image.Image]]:
             for size in sorted(layers, reverse=True):
                 yield f"{size}px{ending}", _sheet(cells, size)
         return
+
+
+def shown_cells(grid: Grid) -> list[Cell]:
+    """The finished cells whose pictures are in a report."""
+    found, scale = grid.experiment, grid.options.scale
+    return [
+        cell
+        for cell in grid.cells
+        if cell.finished
+        and not needs_data([found.level(*pair, scale) for pair in cell.levels.items()])
+    ]
 
 
 def _sheet(cells: Sequence[Cell], size: int) -> Image.Image:

@@ -252,6 +252,11 @@ def _pictures(found: Findings, files: Mapping[str, bytes]) -> Iterator[Part]:
             f"The same captions in every cell, of seed {found.grid.seeds[0]}; the first ones of the evaluation, not chosen. "
             "The noise is the same where the kind of noise and the highest resolution are."
         )
+    if len(sheets.shown_cells(found.grid)) < sum(cell.finished for cell in found.grid.cells):
+        yield Text(
+            "What was drawn of the data that --data names is not shown here, as such pictures may not be passed on; it lies in "
+            "the cells' directories, in grid.png."
+        )
     for file in names:
         told = file.removeprefix(f"{found.grid.name}-").removesuffix(".png").replace("px", " px")
         yield Sheet(file, files[file], told, f"Captions and what each cell drew for them, {told}")

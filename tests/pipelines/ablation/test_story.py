@@ -281,6 +281,30 @@ def test_pictures_lie_beside_the_markdown_and_are_the_cells_own(report):
     ElementTree.fromstring((folder / "noise.svg").read_text())
 
 
+def test_pictures_of_somebody_s_data_are_not_in_a_report(text, judged, tmp_path):
+    theirs = text.replace("box: {diffusion.noise: box}", 'box: {data.train_images: "{data}/x"}')
+    options = Options(
+        scale="small",
+        seeds=SEEDS,
+        store=str(tmp_path / "store"),
+        dataset=judged.dataset,
+        data="/theirs",
+        overrides=("evaluate.num_kept=3",),
+    )
+    found = experiment.read(theirs, "x.yaml")
+    grid = cells.make_grid("noise", found, options, lambda one, other: 1.0)
+    for cell in grid.cells:
+        write_cell(cell)
+    told = Path(
+        story.write(findings.gather(grid), str(tmp_path / "out"), "layered ablate", {})[0]
+    ).read_text()
+    assert "What was drawn of the data that --data names is not shown here" in told
+    with Image.open(tmp_path / "out" / "noise-32px.png") as sheet:
+        colors = {color for _, color in sheet.convert("RGB").getcolors(1 << 20)}
+    assert {(shade, shade, 200) for shade in (0, 40, 80)} <= colors  # sinc's
+    assert not {(shade, shade, 200) for shade in (60, 100, 140)} & colors  # box's
+
+
 def test_the_same_cells_give_the_same_files(report, grid):
     _, folder = report
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
