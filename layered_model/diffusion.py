@@ -89,10 +89,9 @@ class DiffusionConfig:
             raise ValueError(
                 f"logsnr_min={self.logsnr_min} must be below {self.logsnr_max}, both finite"
             )
-        bend = layer_shift(self.reference_resolution, detail or self.reference_resolution)
-        if self.logsnr_min - bend < LEAST_LOGSNR:
+        if self.logsnr_min - self.bend < LEAST_LOGSNR:
             raise ValueError(
-                f"logsnr_min={self.logsnr_min} must be at least {LEAST_LOGSNR + bend:g}: below that float32 does not tell "
+                f"logsnr_min={self.logsnr_min} must be at least {LEAST_LOGSNR + self.bend:g}: below that float32 does not tell "
                 "its times from 1"
             )
         if self.layer_weights and (min(self.layer_weights) < 0 or max(self.layer_weights) == 0):
@@ -113,6 +112,12 @@ class DiffusionConfig:
                 "otherwise the difference of two inputs holds the clean picture without noise; set allow_leak=true "
                 "to study that, or noise=independent"
             )
+
+    @property
+    def bend(self) -> float:
+        """How far the schedule is above the plain cosine at t = 0."""
+        detail = self.detail_resolution or self.reference_resolution
+        return layer_shift(self.reference_resolution, detail)
 
     @property
     def kernel(self) -> Kernel:
@@ -164,9 +169,7 @@ class LayeredDiffusion:
         self.config = config
         self.resolutions = tuple(resolutions)
         self.kernel = config.kernel
-        self.bend = layer_shift(
-            config.reference_resolution, config.detail_resolution or config.reference_resolution
-        )
+        self.bend = config.bend
         self.inside = clipped_outside(config.logsnr_min, config.logsnr_max, self.bend)
         self.shifts = tuple(
             layer_shift(resolution, config.reference_resolution) + extra

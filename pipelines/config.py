@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import MarkedYAMLError
 
+from layered_model.checkpoint import CONFIG_FILE
 from layered_model.crop import Box
 from layered_model.diffusion import DiffusionConfig, LayeredDiffusion
 from layered_model.inputs import check_crop
@@ -126,7 +127,7 @@ def load_run_config(run: str, overrides: Sequence[str] = ()) -> Config:
     try:
         text = storage.read_bytes(storage.absolute(source)).decode()
     except FileNotFoundError as error:
-        if storage.exists(storage.join(storage.absolute(run), "config.json")):
+        if storage.exists(storage.join(storage.absolute(run), CONFIG_FILE)):
             raise UserError(
                 f"run={run!r} is a model's directory, without the settings of a run: give --preset NAME too"
             ) from error

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from layered_model import LayeredPipeline
+from layered_model.checkpoint import CONFIG_FILE
 from pipelines import storage
 from pipelines.config import Config, UserError
 from pipelines.schema import RunDir
@@ -30,7 +31,7 @@ def load_model(config: Config) -> LayeredPipeline:
 def model_directory(run: str) -> str:
     """Where the model of a run is, or of what is a model's directory itself, as `layered export` writes them."""
     path = storage.absolute(run)
-    if storage.exists(storage.join(path, "config.json")):
+    if storage.exists(storage.join(path, CONFIG_FILE)):
         return path
     return RunDir(path).model
 

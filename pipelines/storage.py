@@ -12,12 +12,12 @@ import concurrent.futures
 import contextlib
 import datetime
 import errno
-import functools
 import importlib.util
 import logging
 import os
 import secrets
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ READS_AHEAD = 16
 S3_ATTEMPTS = 16
 """Of one request. s3fs waits between them, from 0.1 to 15 seconds, 118 in all."""
 
+_told = threading.Event()  # that this process waits for an object store
 _TEMPORARY = ".tmp"
 _NOT_FOUND = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
@@ -325,15 +326,11 @@ def _passes(error: Exception) -> bool:
         passes = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) >= 500
     else:
         passes = isinstance(error, ConnectionError)  # refused
-    if passes:
-        _tell_once(str(refusal(error)))
+    # Whoever waits should know for what; a line for each of many objects would tell no more.
+    if passes and not _told.is_set():
+        _told.set()
+        logger.warning("%s; it is asked again for about two minutes a request", refusal(error))
     return passes
-
-
-@functools.cache
-def _tell_once(cause: str) -> None:
-    """Whoever waits should know for what."""
-    logger.warning("%s; it is asked again for about two minutes a request", cause)
 
 
 def _sync_directory(directory: Path) -> None:

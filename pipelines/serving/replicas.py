@@ -28,6 +28,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from layered_model import LayeredPipeline
+from layered_model.checkpoint import CONFIG_FILE
 from pipelines import storage
 from pipelines.sections import ServeConfig
 from pipelines.serving.orders import (
@@ -146,13 +147,13 @@ def load_pipeline(model: str, settings: ServeConfig) -> tuple[LayeredPipeline, i
     pipeline = LayeredPipeline.from_pretrained(model, "cuda" if settings.use_gpu else "cpu")
     pipeline.to(dtype=getattr(torch, settings.precision))
     pipeline.encode(["once, so that the encoder is here"])
-    written = storage.modified(storage.join(model, "config.json"))
+    written = storage.modified(storage.join(model, CONFIG_FILE))
     return pipeline, int(written.timestamp())
 
 
 def _weights_sha256(model: str) -> str:
     """Of the weights that lie there, as the configuration says, which is written last."""
-    description = json.loads(storage.read_bytes(storage.join(model, "config.json")))
+    description = json.loads(storage.read_bytes(storage.join(model, CONFIG_FILE)))
     return str(description["weights_sha256"])
 
 

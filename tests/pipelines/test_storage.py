@@ -1,5 +1,6 @@
 import datetime
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,15 @@ def test_directory_that_cannot_be_written_is_told(tmp_path):
         storage.require_writable(str(tmp_path / "file" / "dataset"), "dataset")
     storage.require_writable(str(tmp_path / "new" / "dataset"), "dataset")
     assert list((tmp_path / "new" / "dataset").iterdir()) == []
+
+
+def test_whoever_waits_for_an_object_store_is_told_once(monkeypatch, caplog):
+    from botocore.exceptions import EndpointConnectionError
+
+    monkeypatch.setattr(storage, "_told", threading.Event())
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://store")
+    for name in ("a", "b"):
+        assert storage._passes(EndpointConnectionError(endpoint_url=f"http://store/{name}"))
+    (told,) = caplog.messages
+    assert told.startswith("object store http://store: Could not connect to the endpoint URL")
+    assert not storage._passes(ValueError("another kind"))
